@@ -1,0 +1,264 @@
+"""The ``ptft`` command. torch and transformers are imported when a verb needs them, not before."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from ptft_hf.errors import DataError, OutputError, PtftError
+
+app = typer.Typer(
+    name="ptft",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune Hugging Face checkpoints, in full or with PEFT, and prove what was saved.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Folder = Annotated[Path, typer.Argument(help="Output folder of a finished run.", show_default=False)]
+Base = Annotated[
+    str | None, typer.Option("--model", help="Where an adapter's base model is now, if it has moved.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A TrainingArguments name, or task.*, adapter.*, model.* for a recipe's field. "
+        "May be given many times.",
+    ),
+]
+
+
+@app.command()
+def train(
+    model: Annotated[
+        str, typer.Option(help="Hub id, name@revision, or folder of the pretrained checkpoint.")
+    ],
+    task: Annotated[str, typer.Option(help="Task recipe: a name from `ptft ls tasks`, or a YAML file.")],
+    adapter: Annotated[
+        str,
+        typer.Option(
+            help="Adapter recipe: a name from `ptft ls adapters`, a YAML file, or the folder of an earlier PEFT run."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="The folder that becomes the final model.")],
+    seed: Annotated[int, typer.Option(help="Of initial weights, order of rows, dropout and splits.")] = 42,
+    set_: Set = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest intact checkpoint.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run that is in --output.")
+    ] = False,
+) -> None:
+    """Fine-tune a checkpoint, choose the best step on validation, test once, save, and prove the save."""
+    from ptft_hf import recipes
+
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        recipes.load_run(task, adapter, set_ or [])  # every fault of the recipes, before torch is imported
+    from ptft_hf.training import train as run
+
+    run(
+        model=model,
+        task=task,
+        adapter=adapter,
+        output_dir=output,
+        seed=seed,
+        settings=set_ or [],
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+@app.command()
+def predict(
+    folder: Folder,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Texts to classify.", show_default=False)
+    ] = None,
+    input_: Annotated[
+        Path | None,
+        typer.Option("--input", help="JSON lines, each an object with `text` (or a string); `-` is stdin."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON lines; stdout by default.")] = None,
+    model: Base = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Compute in bfloat16 or float16; float32 by default.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+) -> None:
+    """Predict a label for each text: JSON lines with `label` and `scores`."""
+    if texts and input_:
+        raise DataError("give texts as arguments or in --input, not both")
+    if output is not None and not output.resolve().parent.is_dir():
+        raise OutputError(f"{output}: its folder does not exist")
+    rows = list(texts) if texts else list(read_inputs(input_))
+    from ptft_hf import checkpoints, inference
+
+    loaded = inference.load(folder, model=model, dtype=dtype)
+    results = loaded.predict(rows, batch_size=batch_size, progress=len(rows) > 500)
+    lines = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+    if output is None:
+        sys.stdout.write(lines)
+    else:
+        checkpoints.write_text(output, lines)
+
+
+def read_inputs(path: Path | None) -> Iterator[Any]:
+    """Objects or strings from JSON lines; from stdin also bare lines of text.
+
+    Raises:
+        DataError: Missing file, not UTF-8, or lines that are not JSON, all of them named.
+    """
+    if path is None and sys.stdin.isatty():
+        raise DataError("nothing to predict: give texts as arguments, --input FILE, or lines on stdin")
+    stdin = path is None or str(path) == "-"
+    name = "stdin" if stdin else str(path)
+    try:
+        raw = sys.stdin.buffer.read() if stdin else path.read_bytes()  # type: ignore[union-attr]
+        lines = raw.decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataError(f"{name}:{line}: not UTF-8; convert the file") from error
+    problems, rows = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if stdin and line.lstrip()[0] not in "{[":
+                rows.append(line)
+            else:
+                problems.append(f"{name}:{number}: not a line of JSON: {error}")
+    if problems:
+        raise DataError(*problems[:20])
+    yield from (row if isinstance(row, (dict, str)) else str(row) for row in rows)
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    data: Annotated[
+        str | None, typer.Option(help="A labelled file, folder or hub id; the run's own data by default.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="A task recipe that names the data instead.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    model: Base = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Metrics of a finished run on labelled data."""
+    if data is not None and task is not None:
+        raise DataError("give --data or --task, not both")
+    from ptft_hf import inference, report
+
+    result = inference.load(folder, model=model).evaluate(data, task=task, split=split, progress=True)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        report.evaluation(result, split)
+
+
+@app.command()
+def merge(
+    folder: Folder,
+    output: Annotated[Path, typer.Option(help="A new folder for the merged model.")],
+    model: Base = None,
+) -> None:
+    """Add an adapter into its base, compare the two, and write a plain transformers model."""
+    from ptft_hf import inference, report
+
+    merged, comparison = inference.merge(folder, output, model=model)
+    report.say(
+        f"merged against adapter on {comparison['examples']} examples: logits differ by at most "
+        f"{comparison['max_logit_difference']:.3g}, {comparison['label_changes']} labels change"
+    )
+    report.say(f"written to {merged.path}")
+
+
+@app.command()
+def push(
+    folder: Folder,
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub.")],
+    private: Annotated[bool, typer.Option("--private")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+) -> None:
+    """Upload a finished run to the Hub: the model, its card and run.json; no checkpoints."""
+    from ptft_hf import hub
+
+    print(hub.push(folder, repository, private=private, revision=revision))
+
+
+@app.command("ls")
+def list_recipes(
+    kind: Annotated[str | None, typer.Argument(metavar="[tasks|adapters]", show_default=False)] = None,
+) -> None:
+    """List the recipes of the catalogue."""
+    from ptft_hf import recipes
+
+    if kind not in (None, "tasks", "adapters"):
+        raise DataError(f"{kind!r} is neither tasks nor adapters")
+    for which in ("tasks", "adapters"):
+        if kind in (None, which):
+            names = recipes.catalogue(which)
+            width = max(map(len, names), default=0)
+            print(f"{which}:")
+            for name in names:
+                recipe = recipes.load_task(name) if which == "tasks" else recipes.load_adapter(name)
+                print(f"  {name:<{width}}  {recipe.description or ''}".rstrip())
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A name from `ptft ls`, or a YAML file.")]) -> None:
+    """Print a recipe with its includes resolved."""
+    from ptft_hf import recipes
+
+    print(recipes.to_yaml(recipes.load_recipe(name)), end="")
+
+
+@app.command()
+def validate(files: Annotated[list[str], typer.Argument(metavar="FILE ...", help="Recipe files.")]) -> None:
+    """Check recipes without running them; every fault of every file is reported."""
+    from ptft_hf import recipes
+    from ptft_hf.errors import RecipeError
+
+    problems: list[str] = []
+    for file in files:
+        try:
+            recipes.load_recipe(file)
+            print(f"{file}: fine")
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(*problems)
+
+
+def print_error(error: PtftError, stream: TextIO) -> None:
+    mark = "\033[31merror:\033[0m" if stream.isatty() and "NO_COLOR" not in os.environ else "error:"
+    print(f"{mark} {error}", file=stream)
+
+
+def main() -> None:
+    """Run the command; a :class:`PtftError` ends it with its message and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except PtftError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print_error(error, sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; --resume goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,48 @@
+"""Converters: from a data set's own nested rows to flat ones, named in a recipe as ``converter:
+    package.module:function``.
+
+A converter takes the raw rows of one split and yields rows with plain columns; it may yield more or fewer
+rows than it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+ACLSUM_ASPECTS = ("challenge", "approach", "outcome")
+
+
+def aclsum_roles(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Sentences of ACLSum papers with one role each.
+
+    ACLSum (Takeshita et al., NAACL 2024) marks the sentences of a paper's abstract, introduction and
+    conclusion that state its challenge, approach or outcome. A sentence with several aspects counts as the
+    first of these three; one with no aspect is ``"none"``.
+
+    Args:
+        rows: Papers: ``sentences`` {section: [text]}, ``highlights`` {aspect: {section: [0 or 1]}}.
+
+    Yields:
+        ``{"text": str, "label": "challenge" | "approach" | "outcome" | "none"}``, in reading order.
+
+    Raises:
+        ValueError: A section has not one mark per sentence.
+    """
+    for row in aclsum_roles_multilabel(rows):
+        yield {"text": row["text"], "label": next(iter(row["label"]), "none")}
+
+
+def aclsum_roles_multilabel(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """As `aclsum_roles`, but ``label`` is the list of all the aspects of a sentence, possibly empty."""
+    for row in rows:
+        for section, sentences in row["sentences"].items():
+            marks = {aspect: row["highlights"][aspect].get(section) or [] for aspect in ACLSUM_ASPECTS}
+            for aspect, values in marks.items():
+                if len(values) != len(sentences or []):
+                    raise ValueError(
+                        f"paper {row.get('id')!r}, section {section!r}: {len(sentences or [])} sentences "
+                        f"but {len(values)} marks for {aspect!r}"
+                    )
+            for index, text in enumerate(sentences or []):
+                yield {"text": text, "label": [aspect for aspect in ACLSUM_ASPECTS if marks[aspect][index]]}

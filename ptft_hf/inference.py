@@ -1,0 +1,322 @@
+"""A trained model in use: load, predict, evaluate, merge, save."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ptft_hf import checkpoints, data, models, recipes, tasks
+from ptft_hf.errors import CheckpointError, DataError, OutputError
+
+BATCH_SIZE = 64
+"""Rows a batch in prediction and final evaluation: without gradients, memory for it is small."""
+
+
+class TrainedModel:
+    """What :func:`ptft_hf.train` and :func:`ptft_hf.load` give: a model, its tokenizer and its task.
+
+    Attributes:
+        model: A ``transformers`` model, or a ``peft.PeftModel``, in evaluation mode and float32.
+        tokenizer: Its tokenizer.
+        task: The task family with labels and thresholds.
+        run: The content of ``run.json``: recipes, settings, data, metrics.
+        path: The folder it was loaded from.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, task: tasks.Task, run: dict[str, Any], path: Path) -> None:
+        self.model, self.tokenizer, self.task, self.run, self.path = model, tokenizer, task, run, path
+
+    def predict(
+        self, texts: Sequence[Any], *, batch_size: int = BATCH_SIZE, progress: bool = False
+    ) -> list[dict[str, Any]]:
+        """Predict a label for each text.
+
+        Args:
+            texts: Strings, or mappings with the family's columns (``text``, ``text_pair``).
+            batch_size: Texts of like length that run together; results keep the order of ``texts``.
+            progress: Show a bar.
+
+        Returns:
+            For each text ``{"label": ..., "scores": {label: probability}}``.
+
+        Raises:
+            DataError: An element is neither a string nor a mapping with the columns.
+        """
+        import datasets
+
+        rows = [self._row(i, text) for i, text in enumerate(texts)]
+        if not rows:
+            return []
+        logits, _ = self._logits(datasets.Dataset.from_list(rows), batch_size, progress)
+        return self.task.predictions(logits)
+
+    def _row(self, index: int, text: Any) -> dict[str, str]:
+        row = {"text": text} if isinstance(text, str) else text
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"input {index + 1}: {text!r} is neither a text nor an object with the key 'text'"
+            )
+        columns = self.run["data"]["columns"]
+        wrong = [name for name in columns if not isinstance(row.get(name), str)]
+        if wrong:
+            raise DataError(
+                f"input {index + 1}: {', '.join(map(repr, wrong))} must be given, as text; this model was "
+                f"trained on {columns}, and the input has {sorted(row)}"
+            )
+        return {name: row[name] for name in columns}
+
+    def evaluate(
+        self,
+        source: Any = None,
+        *,
+        task: str | Path | None = None,
+        split: str = "test",
+        batch_size: int = BATCH_SIZE,
+        progress: bool = False,
+    ) -> dict[str, Any]:
+        """Metrics on labelled data.
+
+        Args:
+            source: A file, folder, hub id, ``Dataset`` or ``DatasetDict``; by default the run's own data.
+            task: A task recipe that names the data instead.
+            split: ``train``, ``validation`` or ``test``; a single file or ``Dataset`` is that split.
+            batch_size: Rows that run together.
+            progress: Show a bar.
+
+        Returns:
+            The metrics, and under ``report`` the figures of each class.
+
+        Raises:
+            DataError: The data cannot be read, lacks columns, or has labels the model was not trained on.
+        """
+        if split not in ("train", "validation", "test"):
+            raise DataError(f"split: {split!r} is none of train, validation, test")
+        rows = self._rows(source, task, split)
+        known = set(getattr(self.task, "labels", []))
+        unknown = (
+            sorted(
+                {str(x) for value in rows["label"] for x in (value if isinstance(value, list) else [value])}
+                - known
+            )
+            if known
+            else []
+        )
+        if unknown:
+            raise DataError(
+                f"{split}: labels {unknown[:10]} are unknown to this model; it knows {sorted(known)}"
+            )
+        logits, labels = self._logits(rows, batch_size, progress)
+        return {**self.task.metrics(logits, labels), "report": self.task.report(logits, labels)}
+
+    def _rows(self, source: Any, task: str | Path | None, split: str) -> Any:
+        recipe = self.task.recipe if task is None else recipes.load_task(str(task))
+        names = {
+            "columns": recipe.columns,
+            "required": self.task.required,
+            "optional": self.task.optional,
+            "label_column": self.task.label_column,
+        }
+        if source is not None:
+            return data.load_split(source, split, **names)[0]
+        if recipe.data is None:
+            raise DataError("this run's data was given in Python and is not kept; name data to evaluate on")
+        splits = data.load_splits(recipe.data, seed=self.run["seed"], **names)
+        splits = data.check_leakage(splits, self.task.text_columns, self.task.label_column, recipe.leakage)
+        return getattr(splits, split)
+
+    def _logits(self, rows: Any, batch_size: int, progress: bool) -> tuple[np.ndarray, Any]:
+        encoded, _ = self.task.encode(rows, self.tokenizer, self.run["model"]["max_length"])
+        logits = logits_of(self.model, encoded, self.task.collator(self.tokenizer), batch_size, progress)
+        labels = np.array(encoded["labels"]) if "labels" in encoded.column_names else None
+        return logits, labels
+
+    def merge(self) -> TrainedModel:
+        """The adapter's update added into a copy of the base: a plain ``transformers`` model.
+
+        Raises:
+            CheckpointError: This is no PEFT result, or the method cannot be merged.
+        """
+        if not hasattr(self.model, "merge_and_unload"):
+            raise CheckpointError(f"{self.path}: this is no adapter but a whole model already")
+        import copy
+
+        try:
+            merged = copy.deepcopy(self.model).merge_and_unload()
+        except (AttributeError, ValueError, NotImplementedError) as error:
+            raise CheckpointError(
+                f"{self.path}: {self.run['adapter'].get('peft_type')} cannot be merged on this model: {error}"
+            ) from error
+        run = {**self.run, "merged_from": str(self.path)}
+        return TrainedModel(merged.eval(), self.tokenizer, self.task, run, self.path)
+
+    def save(self, output_dir: str | Path) -> Path:
+        """Write the model with its tokenizer, card and ``run.json`` into a new folder.
+
+        Raises:
+            OutputError: The folder exists and is not empty.
+        """
+        import json
+
+        folder = Path(output_dir)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{folder}: exists and is not empty; choose another folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = folder.parent / f".{folder.name}{checkpoints.STAGING}"
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            checkpoints.save_model(self.model, self.tokenizer, staging)
+            if (card := self.path / "README.md").is_file() and hasattr(self.model, "peft_config"):
+                shutil.copy(card, staging)
+            checkpoints.write_text(staging / "run.json", json.dumps(self.run, indent=1))
+            if folder.exists():
+                folder.rmdir()
+            checkpoints.publish(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return folder
+
+
+def logits_of(
+    model: Any, encoded: Any, collate: Callable[..., Any], batch_size: int, progress: bool = False
+) -> np.ndarray:
+    """Logits ``[N, C]`` in float32, in the order of the rows; rows of like length run together."""
+    model.eval()
+    device = next(model.parameters()).device
+    order = np.argsort(-np.array(encoded["length"]), kind="stable")
+    results: list[torch.Tensor] = []
+    starts = range(0, len(order), batch_size)
+    bar = tqdm(starts, desc="Predicting", unit="batch", disable=not progress, leave=False, dynamic_ncols=True)
+    with torch.inference_mode():
+        for start in bar:
+            rows = encoded.select(order[start : start + batch_size]).to_list()
+            batch = {k: v.to(device) for k, v in collate(rows).items() if k != "labels"}
+            results.append(checkpoints.first_logits(model(**batch)).float().cpu())
+    logits = torch.cat(results).numpy()
+    restored = np.empty_like(logits)
+    restored[order] = logits
+    return restored
+
+
+def load(
+    path: str | Path, *, model: str | None = None, dtype: Any = None, verify: bool = True
+) -> TrainedModel:
+    """Load a finished run; no flags and no data are needed.
+
+    Args:
+        path: The output folder of a run.
+        model: Where the base model of an adapter is now, if it has moved.
+        dtype: Computes in this type; float32 by default, whatever the training used.
+        verify: Check every file against the manifest, and the base against its fingerprint.
+
+    Raises:
+        CheckpointError: Files are missing or changed, or the base is another one than was trained on.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    run = checkpoints.read_json(folder / "run.json")
+    if verify and (problems := checkpoints.damage(folder)):
+        raise CheckpointError(*problems)
+    task = tasks.build(recipes.task_from_dict(run["task"]))
+    task.restore(run["task_state"])
+    loaded = load_weights(folder, run, model, task, verify)
+    loaded.to(models.as_dtype(dtype or "float32"))
+    if torch.cuda.is_available():
+        loaded.to("cuda")
+    tokenizer = models.load_tokenizer(str(folder))
+    return TrainedModel(loaded.eval(), tokenizer, task, run, folder)
+
+
+def load_weights(
+    folder: Path, run: Mapping[str, Any], base: str | None, task: tasks.Task, verify: bool
+) -> Any:
+    """The model of a run folder, by the same calls that the model card shows."""
+    facts = run["model"]
+    if not (folder / "adapter_config.json").is_file():
+        whole = models.load_model(str(folder), task.auto_class, config={}, dtype=facts["dtype"])
+        if whole.new:
+            raise CheckpointError(f"{folder}: these weights were not saved: {sorted(whole.new)}")
+        return whole.model
+    import peft
+
+    options = dict(facts["options"])
+    reference = base or facts["reference"]
+    config = models.head_config(folder)
+    loaded = models.load_model(reference, task.auto_class, config=config, **options)
+    if verify and loaded.fingerprint != facts["fingerprint"]:
+        raise CheckpointError(
+            f"{reference}: not the base that this adapter was trained on (its weights' fingerprint is "
+            f"{loaded.fingerprint[:23]}..., not {facts['fingerprint'][:23]}...); pass the right one as model"
+        )
+    with models.reading(str(folder)):
+        return peft.PeftModel.from_pretrained(loaded.model, str(folder))
+
+
+def compare(one: TrainedModel, other: TrainedModel, texts: Sequence[Any]) -> dict[str, float]:
+    """How far two models are apart on some texts: the largest difference of logits, and how many labels differ.
+
+    Returns:
+        ``{"examples", "max_logit_difference", "largest_logit", "label_changes"}``.
+    """
+    import datasets
+
+    rows = datasets.Dataset.from_list([one._row(i, text) for i, text in enumerate(texts)])
+    first, second = one._logits(rows, BATCH_SIZE, False)[0], other._logits(rows, BATCH_SIZE, False)[0]
+    labels = [[p["label"] for p in m.task.predictions(x)] for m, x in ((one, first), (other, second))]
+    changes = sum(
+        a != b for a, b in zip(*labels, strict=True) if not isinstance(a, float) or not math.isclose(a, b)
+    )
+    return {
+        "examples": len(rows),
+        "max_logit_difference": float(np.abs(first - second).max()),
+        "largest_logit": float(np.abs(first).max()),
+        "label_changes": changes,
+    }
+
+
+def evaluate(path: str | Path, source: Any = None, **options: Any) -> dict[str, Any]:
+    """``load(path).evaluate(source, **options)``; see :meth:`TrainedModel.evaluate`."""
+    return load(path).evaluate(source, **options)
+
+
+def merge(
+    path: str | Path, output_dir: str | Path, *, model: str | None = None
+) -> tuple[TrainedModel, dict[str, float]]:
+    """Merge an adapter into its base, compare the two on validation data, then write the merged model.
+
+    Returns:
+        The merged model as loaded back from ``output_dir``, and the comparison.
+
+    Raises:
+        CheckpointError: The merged model's logits are further from the adapter's than float32 rounding
+            explains (1e-3 of the largest logit).
+    """
+    folder = Path(output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder}: exists and is not empty; choose another folder")
+    trained = load(path, model=model)
+    merged = trained.merge()
+    texts = trained._rows(None, None, "validation") if trained.task.recipe.data is not None else None
+    rows = texts.select(range(min(len(texts), 256))).to_list() if texts is not None else SAMPLE
+    columns = trained.run["data"]["columns"]
+    rows = [{name: str(row.get(name, row["text"])) for name in columns} for row in rows]
+    comparison = compare(trained, merged, rows)
+    if not comparison["max_logit_difference"] <= 1e-3 * max(1.0, comparison["largest_logit"]):
+        raise CheckpointError(
+            f"{path}: merged and adapter differ by {comparison['max_logit_difference']:.3g} in their logits; "
+            "nothing was written"
+        )
+    merged.run["merge"] = comparison
+    merged.save(folder)
+    return load(folder), comparison
+
+
+SAMPLE = [{"text": text} for text in ("A short text.", "Another text, a little longer than the first one.")]
+"""Compared where a run's data was given in Python and is not at hand."""

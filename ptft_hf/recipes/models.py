@@ -1,0 +1,394 @@
+"""What a recipe may say: one strict, frozen pydantic model a family, and its faults in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from ptft_hf.errors import did_you_mean
+from ptft_hf.recipe_yaml import Key, shown
+from ptft_hf.upstream_fields import peft_config_names, peft_types, quantization_names, training_argument_names
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+Fault = tuple[Key, str]
+"""Where in a recipe something is wrong, and what."""
+
+IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+"""``package.module:name``"""
+
+SET_BY_THE_RUN = {
+    "output_dir": "the output folder is given by --output (in Python: output_dir=)",
+    "resume_from_checkpoint": "a run is resumed by --resume (in Python: resume=True)",
+    "do_train": "it changes nothing: a run always trains",
+    "do_eval": "it changes nothing: a run always evaluates",
+    "do_predict": "it changes nothing: use ptft predict",
+}
+"""``TrainingArguments`` that a recipe or ``--set`` may not give, and why."""
+
+PEFT_SET_BY_THE_RUN = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
+)
+"""``PeftConfig`` fields that follow from the model and the task, so that a recipe may not give them."""
+
+# fmt: off
+FROM_PRETRAINED = (
+    "attn_implementation", "cache_dir", "code_revision", "device_map", "dtype", "force_download", "gguf_file",
+    "ignore_mismatched_sizes", "local_files_only", "low_cpu_mem_usage", "max_length", "proxies", "revision",
+    "subfolder", "token", "torch_dtype", "trust_remote_code", "use_safetensors", "variant",
+)
+# fmt: on
+"""What ``model:`` may hold besides fields of the model's own config."""
+
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "dict_type": "a map",
+    "model_type": "a map",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "greater_than": "a number greater than {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than_equal": "a number of at most {le:g}",
+}
+"""What pydantic's kinds of errors say was expected."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        """What is wrong beyond the types; the values may be of any type, so that all is found at once."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _no_faults(self) -> _Strict:
+        found = list(self.faults(dict(self)))
+        if found:
+            text = "; ".join(f"{'.'.join(map(str, key))}: {message}" for key, message in found)
+            raise PydanticCustomError("recipe_faults", "{text}", {"text": text, "faults": found})
+        return self
+
+
+class DataSource(_Strict):
+    """Where labelled rows come from; the names are those of ``datasets.load_dataset``.
+
+    Raises:
+        pydantic.ValidationError: If it names no data, or a value is of the wrong type.
+    """
+
+    path: str | None = None
+    """A hub id, a builder (``json``, ``csv``, ``parquet``, ...) or a ``save_to_disk`` folder."""
+    name: str | None = None
+    """The configuration of a hub data set (``sst2`` of ``nyu-mll/glue``)."""
+    data_files: dict[str, str | list[str]] | str | list[str] | None = None
+    """Files of each split. ``package:NAME/inner/path`` is a file of an installed package (see ``locate``)."""
+    data_dir: str | None = None
+    revision: str | None = None
+    splits: dict[Literal["train", "validation", "test"], str] = {}
+    """Our split: the source's name for it; empty if the source uses our names."""
+    converter: str | None = None
+    """``pkg.module:function``, which takes an iterable of one split's raw rows and yields flat rows."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        if not values.get("path") and not values.get("data_files"):
+            yield (), "names no data: give path (what datasets.load_dataset takes) or data_files"
+        converter = values.get("converter")
+        if isinstance(converter, str) and not IMPORT_PATH.fullmatch(converter):
+            yield ("converter",), f"expected 'package.module:function', got {converter!r}"
+        yield from _repeated(values.get("splits"), "splits", "a split cannot be two")
+
+
+class _Recipe(_Strict):
+    name: str
+    """The catalogue's name (``lora/r8_attention``) or the file's path."""
+    family: str
+    """Which code carries the recipe out; a folder of the catalogue, or a user's ``pkg.module:Class``."""
+    description: str | None = None
+    training: dict[str, Any] = {}
+    """``TrainingArguments`` by name."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        for name, reason in training_faults(values.get("training")):
+            yield ("training", name), reason
+
+
+class TaskRecipe(_Recipe):
+    """What to learn, from which data.
+
+    Raises:
+        pydantic.ValidationError: If a name is unknown or a value of the wrong type.
+    """
+
+    data: DataSource | None = None
+    """None if the data is passed in Python or on the command line."""
+    columns: dict[str, str] = {}
+    """The family's name for a column: the data's name for it."""
+    leakage: Literal["warn", "drop", "error"] = "warn"
+    """What to do about rows that stand in two splits. ``warn``, since dropping changes a published split."""
+    model: dict[str, Any] = {}
+    """Arguments of ``from_pretrained``, and ``max_length`` in tokens (longer texts are cut, and counted)."""
+
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many evaluations without a better validation metric; None trains to the end."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        yield from super().faults(values)
+        if isinstance(values.get("data"), dict):  # a DataSource has checked itself
+            for key, message in DataSource.faults(values["data"]):
+                yield ("data", *key), message
+        yield from _repeated(values.get("columns"), "columns", "each needs a column of its own")
+        yield from _model_faults(values.get("model"))
+
+
+class SequenceClassificationRecipe(TaskRecipe):
+    """One label, several labels or a number for a text or a pair of texts."""
+
+    problem_type: ProblemType | None = None
+    """As in transformers' configs; None is inferred from the labels."""
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """Weights of the loss by label; ``balanced``: rows / (labels x rows of the label), as in scikit-learn."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """``focal`` (Lin et al. 2017) weighs easy rows down."""
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    """How much it weighs them down; 2 is the paper's choice, 0 is cross entropy."""
+    oversample: bool = False
+    """Draw every label equally often in training."""
+    tune_thresholds: bool = False
+    """Multi-label: a threshold per label, chosen on validation, instead of 0.5."""
+    calibrate: bool = False
+    """Fit a temperature (Guo et al. 2017) to the logits on validation."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        yield from super().faults(values)
+        known = ("text", "text_pair", "label")
+        columns = values.get("columns")
+        for name in columns if isinstance(columns, dict) else ():
+            if name not in known:
+                yield ("columns", name), f"unknown column {name!r}{did_you_mean(name, known) or _list(known)}"
+        weights = values.get("class_weights")
+        for label, weight in weights.items() if isinstance(weights, dict) else ():
+            if isinstance(weight, int | float) and weight <= 0:
+                yield ("class_weights", label), f"expected a number greater than 0, got {shown(weight)}"
+        yield from _contradictions(values)
+
+
+class CustomTaskRecipe(TaskRecipe):
+    """A recipe of a user's own family, ``family: pkg.module:Class``."""
+
+    options: dict[str, Any] = {}
+    """What the class makes of it is its own affair."""
+
+
+class AdapterRecipe(_Recipe):
+    """Which weights to train, and how fast.
+
+    Raises:
+        pydantic.ValidationError: If a name is unknown or a value of the wrong type.
+    """
+
+    quantization: dict[str, Any] | None = None
+    """``transformers.BitsAndBytesConfig`` by name; None loads the base model as it is."""
+    layerwise_lr_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor on the learning rate from each layer to the one below (Howard & Ruder 2018); None is 1."""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of the newly initialised weights; None is that of all others."""
+    gradual_unfreezing: bool = False
+    """Train the head first, then one layer more at a time from the top (Howard & Ruder 2018)."""
+    trunk_dropout: bool = False
+    """Keep dropout in the frozen part of the trunk. Off: frozen weights cannot co-adapt, and drawing
+    dropout's random numbers is a fifth of a CPU step."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        yield from super().faults(values)
+        quantization = values.get("quantization")
+        for name in quantization if isinstance(quantization, dict) else ():
+            if name not in quantization_names():
+                near = did_you_mean(name, quantization_names())
+                yield ("quantization", name), f"unknown BitsAndBytesConfig name {name!r}{near}"
+
+
+class FullRecipe(AdapterRecipe):
+    """Every weight is trained."""
+
+
+class PartialRecipe(AdapterRecipe):
+    """The head is trained, and what is named here."""
+
+    top_layers: Annotated[int, Field(ge=0)] = 0
+    """How many of the topmost layers."""
+    bias: bool = False
+    """Every bias (BitFit, Ben Zaken et al. 2022)."""
+    parameters: list[str] = []
+    """Regular expressions; a parameter whose whole name one of them matches."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        yield from super().faults(values)
+        patterns = values.get("parameters")
+        for index, pattern in enumerate(patterns if isinstance(patterns, list) else ()):
+            try:
+                re.compile(pattern if isinstance(pattern, str) else "")
+            except re.error as error:
+                yield ("parameters", index), f"{pattern!r} is not a regular expression: {error}"
+
+
+class PeftRecipe(AdapterRecipe):
+    """A method of PEFT. In YAML the fields of its config stand flat, beside ``training:``."""
+
+    peft_type: str
+    """As ``peft.PeftType`` spells it (``LORA``); implied by the folder of a catalogue recipe."""
+    config: dict[str, Any] = {}
+    """The method's ``PeftConfig`` by name."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        yield from super().faults(values)
+        method, config = values.get("peft_type"), values.get("config")
+        if not isinstance(method, str):
+            return
+        if method not in peft_types():
+            yield ("peft_type",), f"unknown PEFT method {method!r}{did_you_mean(method, peft_types())}"
+            return
+        names = peft_config_names(method)
+        for name in config if isinstance(config, dict) else ():
+            if name not in names:
+                near = did_you_mean(name, names | keys_of(cls))
+                yield ("config", name), f"unknown {method} name {name!r}{near}"
+
+
+class CustomAdapterRecipe(AdapterRecipe):
+    """A recipe of a user's own family, ``family: pkg.module:Class``."""
+
+    options: dict[str, Any] = {}
+    """What the class makes of it is its own affair."""
+
+
+_MEANINGLESS = {
+    "regression": ("class_weights", "oversample", "calibrate", "tune_thresholds"),
+    "multi_label_classification": ("oversample", "calibrate"),
+    "single_label_classification": ("tune_thresholds",),
+}
+"""What a classification recipe may not ask for, by its problem type."""
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[Fault]:
+    """Settings of a classification recipe that have no meaning beside each other."""
+    kind, focal = values.get("problem_type"), values.get("loss") == "focal"
+    for name in _MEANINGLESS.get(kind, ()) if isinstance(kind, str) else ():
+        if values.get(name):
+            yield (name,), f"{shown(values[name])} has no meaning for {kind}; leave it out"
+    if focal and kind == "regression":
+        yield ("loss",), "'focal' has no meaning for regression; leave it out"
+    training = values.get("training")
+    if focal and isinstance(training, dict) and training.get("label_smoothing_factor"):
+        yield ("training", "label_smoothing_factor"), "cannot be combined with loss: focal; leave one out"
+
+
+TASK_FAMILIES: dict[str, type[TaskRecipe]] = {"sequence_classification": SequenceClassificationRecipe}
+ADAPTER_FAMILIES: dict[str, type[AdapterRecipe]] = {"full": FullRecipe, "partial": PartialRecipe}
+PEFT_FAMILIES = {"prefix": "PREFIX_TUNING", "prompt": "PROMPT_TUNING"}
+"""Folders whose name is not their PEFT method's in lower case (``lora`` is ``LORA``)."""
+
+
+def keys_of(recipe: type[BaseModel]) -> frozenset[str]:
+    """The top-level keys that a YAML file of this kind may hold (a PEFT method's own fields aside)."""
+    inner = {"name", "config"} if issubclass(recipe, _Recipe) else set()
+    return frozenset(recipe.model_fields) - inner
+
+
+def training_faults(training: object) -> Iterator[tuple[str, str]]:
+    """Names that are no ``TrainingArguments``, or that the run itself sets; each with what is wrong."""
+    for name in training if isinstance(training, dict) else ():
+        if name in SET_BY_THE_RUN:
+            yield name, f"cannot be set here: {SET_BY_THE_RUN[name]}"
+        elif name not in training_argument_names():
+            near = did_you_mean(name, training_argument_names())
+            yield name, f"unknown TrainingArguments name {name!r}{near}"
+
+
+def explain(error: ValidationError, recipe: type[_Recipe], values: Mapping[str, Any]) -> list[Fault]:
+    """Every fault of a recipe's values, in the words of this project.
+
+    Args:
+        error: What ``recipe.model_validate(values)`` raised.
+        recipe: The model.
+        values: The values as read, still of any type.
+    """
+    faults: list[Fault] = []
+    expected: dict[Key, tuple[list[str], Any]] = {}
+    for item in error.errors(include_url=False):
+        key, kind, context = _real_key(item["loc"], values), item["type"], item.get("ctx", {})
+        if kind == "recipe_faults":
+            faults += [((*key, *inner), message) for inner, message in context["faults"]]
+        elif kind == "extra_forbidden":
+            names = keys_of(DataSource) if key[0] == "data" else keys_of(recipe) | {"include"}
+            name = str(key[-1])
+            faults.append((key, f"unknown key {name!r}{did_you_mean(name, names) or _list(names)}"))
+        elif kind == "missing":
+            faults.append(((*key, item["loc"][-1]), "is missing"))
+        else:
+            phrase = _EXPECTED[kind].format(**context) if kind in _EXPECTED else item["msg"]
+            expected.setdefault(key, ([], item["input"]))[0].append(phrase)
+    for key, (phrases, value) in expected.items():
+        if any(other[: len(key)] == key and other != key for other in expected):
+            continue  # a member of a union that fits better is at fault deeper down
+        choices = re.findall(r"'([^']*)'", " ".join(phrases))
+        near = did_you_mean(value, choices) if isinstance(value, str) else ""
+        faults.append((key, f"expected {' or '.join(dict.fromkeys(phrases))}, got {shown(value)}{near}"))
+    if not any(
+        item["type"] == "recipe_faults" and not item["loc"] for item in error.errors(include_url=False)
+    ):
+        faults += recipe.faults(values)  # pydantic has not come to these, since a type was wrong
+    return list(dict.fromkeys(faults))
+
+
+def _real_key(location: tuple[int | str, ...], values: Any) -> Key:
+    """A location of pydantic's without the names that it gives to the members of a union."""
+    key: Key = ()
+    for part in location:
+        inside = (
+            range(len(values)) if isinstance(values, list) else values if isinstance(values, dict) else ()
+        )
+        if part in inside:
+            key, values = (*key, part), values[part]
+    return key
+
+
+def _repeated(names: object, where: str, why: str) -> Iterator[Fault]:
+    """Two names of a map that stand for the same thing."""
+    first: dict[str, str] = {}
+    for name, value in names.items() if isinstance(names, dict) else ():
+        if isinstance(value, str) and first.setdefault(value, name) != name:
+            yield (where, name), f"{value!r} is named by {first[value]!r} already; {why}"
+
+
+def _model_faults(model: object) -> Iterator[Fault]:
+    """Near-misses of ``from_pretrained``'s arguments; other names may be fields of the model's config."""
+    if not isinstance(model, dict):
+        return
+    for name in model:
+        close = did_you_mean(name, FROM_PRETRAINED, cutoff=0.85)
+        if name not in FROM_PRETRAINED and close:
+            yield ("model", name), f"unknown name {name!r}{close}"
+    length = model.get("max_length", 1)
+    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+        yield ("model", "max_length"), f"expected a whole number of at least 1, got {shown(length)}"
+
+
+def _list(names: tuple[str, ...] | frozenset[str]) -> str:
+    return f"; known: {', '.join(sorted(names))}"

@@ -1,0 +1,367 @@
+"""``transformers.Trainer`` where it is right, and the few places where it is not.
+
+Losses are summed and divided by what was counted over the whole accumulated, cross-process batch; a
+checkpoint appears whole or not at all; the order of the rows depends on the seed and the epoch alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch.utils.data import Sampler
+from tqdm.auto import tqdm
+
+from ptft_hf import checkpoints
+from ptft_hf.models import depths, trunk_of
+from ptft_hf.recipes import AdapterRecipe
+from ptft_hf.tasks import Task
+
+
+class Trainer(transformers.Trainer):  # type: ignore[misc]
+    """Trains ``model`` on encoded rows of ``task``.
+
+    Args:
+        task: Gives loss, metrics and batches.
+        recipe: The adapter recipe, for learning rates by depth.
+        head: Names of the modules above the trunk.
+        **arguments: ``transformers.Trainer``'s own.
+    """
+
+    def __init__(self, *, task: Task, recipe: AdapterRecipe, head: Sequence[str], **arguments: Any) -> None:
+        self.task = task
+        self.recipe = recipe
+        self.head = tuple(head)
+        self.clock = Clock()
+        super().__init__(
+            compute_loss_func=self._loss,
+            compute_metrics=lambda p: task.metrics(p.predictions, p.label_ids),
+            preprocess_logits_for_metrics=lambda x, _: x[0] if isinstance(x, tuple) else x,
+            **arguments,
+        )
+        self.add_callback(self.clock)
+        self.model_accepts_loss_kwargs = False
+        self.quiet = [] if recipe.trunk_dropout else without_dropout(self.model)
+
+    # ---- loss ----
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Batches of one optimizer step, and what their summed loss is to be divided by."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        total = torch.stack([self.task.loss_weight(batch["labels"]).to(device) for batch in batches]).sum()
+        if self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return batches, total
+
+    def _loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        logits = checkpoints.first_logits(outputs)
+        smoothing = self.args.label_smoothing_factor if self.model.training else 0.0
+        total = self.task.loss_weight(labels) if num_items_in_batch is None else num_items_in_batch
+        return self.task.loss(logits, labels, smoothing) / total  # type: ignore[no-any-return]
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if model.training:
+            for module in self.quiet:
+                module.training = False
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: upstream walks over all parameters at every step for it."""
+        return 0
+
+    # ---- rows ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        weights = self.task.sampling_weights(rows)
+        strategy = self.args.train_sampling_strategy
+        if strategy == "batch_rebalance" or (strategy == "sequential" and weights is None):
+            return super()._get_train_sampler(train_dataset)
+        lengths = rows["length"] if strategy == "group_by_length" else None
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return EpochSampler(len(rows), batch, self.args.seed, lengths=lengths, weights=weights)
+
+    # ---- optimizer ----
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """AdamW in upstream's groups; by depth if the recipe has ``layerwise_lr_decay`` or a head rate."""
+        recipe = self.recipe
+        if self.optimizer is None and (recipe.layerwise_lr_decay or recipe.head_learning_rate):
+            model = self.model if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            rate = options.pop("lr", self.args.learning_rate)
+            groups = self.parameter_groups(model, rate)
+            self.optimizer = kind(groups, lr=rate, **options)
+        return super().create_optimizer(model)
+
+    def parameter_groups(self, model: Any, rate: float) -> list[dict[str, Any]]:
+        """Rate of depth ``d`` of ``L`` layers: ``rate * decay ** (L + 1 - d)`` (Howard & Ruder 2018; ELECTRA);
+        the head has ``rate``, or its own."""
+        recipe, decayed = self.recipe, set(self.get_decay_parameter_names(model))
+        depth = depths(model, self.head)
+        top = max(depth.values())
+        groups: dict[tuple[int, bool], dict[str, Any]] = {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            d = depth[name]
+            lr = rate * (recipe.layerwise_lr_decay or 1.0) ** (top - d)
+            if d == top and recipe.head_learning_rate is not None:
+                lr = recipe.head_learning_rate
+            decay = self.args.weight_decay if name in decayed else 0.0
+            groups.setdefault((d, decay > 0), {"params": [], "lr": lr, "weight_decay": decay})
+            groups[d, decay > 0]["params"].append(parameter)
+        return [groups[key] for key in sorted(groups)]
+
+    # ---- checkpoints ----
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        folder = Path(output_dir or self.args.output_dir)
+        checkpoints.save_model(model, self.processing_class, folder, state_dict)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Upstream's checkpoint, written beside its place, given a manifest, and renamed into it."""
+        started = time.perf_counter()
+        root = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        staging = root / f"{checkpoints.STAGING}-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        # A best checkpoint that is this one is known by its final place.
+        best = self.state.best_global_step
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            path = root / f"checkpoint-{best}" if best else None
+            self.state.best_model_checkpoint = str(path) if path else None
+            self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            checkpoints.publish(staging / name, root / name)
+            staging.rmdir()
+            checkpoints.rotate(root, self.args.save_total_limit, best)
+        self.accelerator.wait_for_everyone()
+        self.clock.aside += time.perf_counter() - started
+
+    _staging: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging is not None else str(super()._get_output_dir(trial))
+
+    def _load_best_model(self) -> None:
+        path = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        self.state.best_model_checkpoint = str(path)
+        super()._load_best_model()
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        result = super()._evaluate(*args, **kwargs)
+        self.clock.aside += time.perf_counter() - started
+        return result
+
+
+def without_dropout(model: nn.Module) -> list[nn.Module]:
+    """Modules of the frozen part of the trunk, to be kept out of training mode so that their dropout is off.
+
+    Frozen weights cannot co-adapt, and drawing dropout's random numbers is a fifth of a CPU step. A layer
+    with trained pretrained weights keeps its dropout, as do PEFT's layers and the head.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    trunk = trunk_of(base)
+    quiet: list[nn.Module] = []
+
+    def visit(module: nn.Module, unit: bool) -> bool:
+        """Collect the quiet modules below and tell whether all of ``module`` is frozen. Inside a unit (a
+        layer, or a part of the trunk without layers) it is all or nothing."""
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            return True
+        unit = unit or not any(isinstance(m, nn.ModuleList) for m in module.modules())
+        mark = len(quiet)
+        frozen = not any(p.requires_grad for p in module.parameters(recurse=False))
+        for child in module.children():
+            frozen = visit(child, unit or isinstance(module, nn.ModuleList)) and frozen
+        if not frozen and unit:
+            del quiet[mark:]
+        # Gradient checkpointing happens in training mode alone.
+        if frozen and not getattr(module, "gradient_checkpointing", False):
+            quiet.append(module)
+        return frozen
+
+    if trunk is not base:
+        visit(trunk, False)
+    return quiet
+
+
+class EpochSampler(Sampler[int]):
+    """Row numbers of one epoch; a function of seed and epoch alone, so that a resumed run sees the same rows.
+
+    Args:
+        rows: Number of rows, ``N``.
+        batch: Rows of one optimizer step, over all processes.
+        seed: Of the order.
+        lengths: ``[N]`` tokens a row: batches are made of rows of like length, in random order, the longest
+            first so that memory runs out at once or never.
+        weights: ``[N]`` chances: ``N`` rows are drawn with replacement.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        batch: int,
+        seed: int,
+        *,
+        lengths: Sequence[int] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        self.rows, self.batch, self.seed = rows, batch, seed
+        self.lengths = None if lengths is None else torch.tensor(lengths)
+        self.weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        if self.weights is not None:
+            order = torch.multinomial(self.weights, self.rows, replacement=True, generator=generator)
+        else:
+            order = torch.randperm(self.rows, generator=generator)
+        if self.lengths is not None and self.rows > self.batch:
+            order = self._grouped(order, generator)
+        return iter(order.tolist())
+
+    def _grouped(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        assert self.lengths is not None
+        full = self.rows // self.batch * self.batch
+        pool = self.batch * 50
+        batches: list[torch.Tensor] = []
+        for start in range(0, full, pool):
+            some = order[start : min(start + pool, full)]
+            some = some[self.lengths[some].argsort(stable=True)]
+            batches += some.split(self.batch)
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        longest = max(range(len(shuffled)), key=lambda i: int(self.lengths[shuffled[i]].max()))  # type: ignore[index]
+        shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
+        return torch.cat([*shuffled, order[full:]])
+
+
+# ---- callbacks ----
+
+
+class Progress(transformers.TrainerCallback):  # type: ignore[misc]
+    """One bar over all steps, with the last loss and validation metric."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.bar: Any = None
+        self.shown: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="Training",
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=0.5,
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.bar is None:
+            return
+        for name in ("loss", f"eval_{self.metric}"):
+            if name in (logs or {}):
+                self.shown[name.removeprefix("eval_")] = f"{logs[name]:.4f}"
+        self.bar.set_postfix(self.shown, refresh=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class MetricsLog(transformers.TrainerCallback):  # type: ignore[misc]
+    """``metrics.jsonl``: one object a logged step. A resumed run first cuts the file back to its checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            lines = [json.dumps(_loggable(entry)) + "\n" for entry in state.log_history]
+            checkpoints.write_text(self.path, "".join(lines))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_loggable({"step": state.global_step, **logs})) + "\n")
+
+
+def _loggable(entry: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN: a value that is not a number becomes null."""
+    entry = {key: value for key, value in entry.items() if key != "epoch"} | {"epoch": entry.get("epoch")}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+
+
+class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+    """Seconds from the first step's begin to the last step's end, without what happened aside."""
+
+    def __init__(self) -> None:
+        self.first = self.last = self.aside = self.aside_at_last = 0.0
+        self.steps = 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.steps and not self.first:
+            self.first, self.aside = time.perf_counter(), 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.last, self.aside_at_last = time.perf_counter(), self.aside
+        self.steps += 1
+
+    def seconds(self) -> float:
+        return self.last - self.first - self.aside_at_last
+
+
+class GradualUnfreezing(transformers.TrainerCallback):  # type: ignore[misc]
+    """The head alone in the first epoch, then layer after layer from the top, all of them in the last epoch
+    (Howard & Ruder 2018)."""
+
+    def __init__(self, depth: dict[str, int], trained: set[str], epochs: int) -> None:
+        self.depth, self.trained, self.epochs = depth, trained, epochs
+
+    def lowest_depth(self, epoch: int) -> int:
+        """Depth from which on weights are trained in this epoch (counted from 0)."""
+        top = max(self.depth.values())
+        return top - math.ceil(top * min(1.0, epoch / (self.epochs - 1)))
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        lowest = self.lowest_depth(round(state.epoch or 0))
+        for name, parameter in model.named_parameters():
+            if name in self.trained:
+                parameter.requires_grad_(self.depth[name] >= lowest)
