@@ -40,7 +40,7 @@ _HOME = {
     "RoundTripError": "errors",
     "OutputError": "errors",
 }
-__all__ = [  # noqa: RUF022
+__all__ = [
     "train",
     "evaluate",
     "load",

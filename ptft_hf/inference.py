@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ptft_hf import checkpoints, data, models, recipes, tasks
+from ptft_hf import checkpoints, data, models, recipes, report, tasks
 from ptft_hf.errors import CheckpointError, DataError, OutputError
 
 BATCH_SIZE = 64
@@ -117,17 +117,28 @@ class TrainedModel:
 
     def _rows(self, source: Any, task: str | Path | None, split: str) -> Any:
         recipe = self.task.recipe if task is None else recipes.load_task(str(task))
-        names = {
-            "columns": recipe.columns,
-            "required": self.task.required,
-            "optional": self.task.optional,
-            "label_column": self.task.label_column,
-        }
         if source is not None:
-            return data.load_split(source, split, **names)[0]
+            rows, notes = data.load_split(
+                source,
+                split,
+                columns=recipe.columns,
+                required=self.task.required,
+                optional=self.task.optional,
+                label_column=self.task.label_column,
+            )
+            for note in notes:
+                report.say(f"- {note}")
+            return rows
         if recipe.data is None:
             raise DataError("this run's data was given in Python and is not kept; name data to evaluate on")
-        splits = data.load_splits(recipe.data, seed=self.run["seed"], **names)
+        splits = data.load_splits(
+            recipe.data,
+            columns=recipe.columns,
+            required=self.task.required,
+            optional=self.task.optional,
+            seed=self.run["seed"],
+            label_column=self.task.label_column,
+        )
         splits = data.check_leakage(splits, self.task.text_columns, self.task.label_column, recipe.leakage)
         return getattr(splits, split)
 
@@ -172,9 +183,10 @@ class TrainedModel:
         shutil.rmtree(staging, ignore_errors=True)
         try:
             checkpoints.save_model(self.model, self.tokenizer, staging)
-            if (card := self.path / "README.md").is_file() and hasattr(self.model, "peft_config"):
-                shutil.copy(card, staging)
-            checkpoints.write_text(staging / "run.json", json.dumps(self.run, indent=1))
+            run = {**self.run, "output_dir": str(folder)}
+            card = report.model_card(run, hasattr(self.model, "peft_config"))
+            checkpoints.write_text(staging / "README.md", card)
+            checkpoints.write_text(staging / "run.json", json.dumps(run, indent=1))
             if folder.exists():
                 folder.rmdir()
             checkpoints.publish(staging, folder)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,19 +162,27 @@ def _reason(reference: str, error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Upstream's warnings and progress bars off; errors still raise."""
+    """Upstream's log lines, deprecation warnings and progress bars off; errors still raise."""
     import transformers
 
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    log: Any = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    others = [logging.getLogger(name) for name in ("bitsandbytes", "peft", "accelerate", "torch.distributed")]
+    levels = [other.level for other in others]
+    for other in others:
+        other.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
-        logging.set_verbosity(level)
+        log.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            log.enable_progress_bar()
+        for other, before in zip(others, levels, strict=True):
+            other.setLevel(before)
 
 
 def head_config(folder: Path) -> Any:
@@ -181,6 +191,11 @@ def head_config(folder: Path) -> Any:
 
     with reading(str(folder)):
         return transformers.AutoConfig.from_pretrained(folder)
+
+
+def plain_model(model: Any) -> Any:
+    """The ``transformers`` model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
@@ -317,8 +332,7 @@ def stacks_of(model: nn.Module) -> list[tuple[str, int]]:
 
 
 def _trunk_prefix(model: nn.Module) -> str:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    trunk = trunk_of(base)
+    trunk = trunk_of(plain_model(model))
     return next((f"{name}." if name else "" for name, module in model.named_modules() if module is trunk), "")
 
 
@@ -328,7 +342,7 @@ def depths(model: nn.Module, head: Sequence[str]) -> dict[str, int]:
     An encoder-decoder counts its decoder's layers above its encoder's. What stands after a stack (a final
     norm, a pooler) has the depth of the stack's top layer.
     """
-    base_prefix = "base_model.model." if hasattr(model, "get_base_model") else ""
+    base_prefix = "base_model.model." if hasattr(model, "peft_config") else ""
     stacks = stacks_of(model)
     offsets, total = _offsets(stacks), sum(size for _, size in stacks)
     embeddings = {

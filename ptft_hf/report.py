@@ -150,7 +150,8 @@ from transformers import {auto}, AutoTokenizer
 
 model = {auto}.from_pretrained({path!r}, dtype=torch.float32).eval()
 tokenizer = AutoTokenizer.from_pretrained({path!r})
-inputs = tokenizer(["A sentence to classify."], padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
+texts = ["A sentence to classify."]
+inputs = tokenizer(texts, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
 with torch.no_grad():
     print(model(**inputs).logits)"""
 
@@ -162,7 +163,8 @@ config = AutoConfig.from_pretrained({path!r})  # labels and padding token stand 
 base = {auto}.from_pretrained({base!r}, config=config, {options})
 model = PeftModel.from_pretrained(base, {path!r}).eval()
 tokenizer = AutoTokenizer.from_pretrained({path!r})
-inputs = tokenizer(["A sentence to classify."], padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
+texts = ["A sentence to classify."]
+inputs = tokenizer(texts, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
 with torch.no_grad():
     print(model(**inputs).logits)"""
 

@@ -21,12 +21,12 @@ from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
 from ptft_hf import checkpoints
-from ptft_hf.models import depths, trunk_of
+from ptft_hf.models import depths, plain_model, trunk_of
 from ptft_hf.recipes import AdapterRecipe
 from ptft_hf.tasks import Task
 
 
-class Trainer(transformers.Trainer):  # type: ignore[misc]
+class Trainer(transformers.Trainer):
     """Trains ``model`` on encoded rows of ``task``.
 
     Args:
@@ -49,6 +49,7 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]
         )
         self.add_callback(self.clock)
         self.model_accepts_loss_kwargs = False
+        self.model: Any = self.model
         self.quiet = [] if recipe.trunk_dropout else without_dropout(self.model)
 
     # ---- loss ----
@@ -82,7 +83,7 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]
     # ---- rows ----
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        rows = self.train_dataset if train_dataset is None else train_dataset
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
         weights = self.task.sampling_weights(rows)
         strategy = self.args.train_sampling_strategy
         if strategy == "batch_rebalance" or (strategy == "sequential" and weights is None):
@@ -127,13 +128,13 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(str(output_dir or self.args.output_dir))
         checkpoints.save_model(model, self.processing_class, folder, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Upstream's checkpoint, written beside its place, given a manifest, and renamed into it."""
         started = time.perf_counter()
-        root = Path(self.args.output_dir)
+        root = Path(str(self.args.output_dir))
         name = f"checkpoint-{self.state.global_step}"
         staging = root / f"{checkpoints.STAGING}-{self.state.global_step}"
         if self.args.should_save:
@@ -164,7 +165,7 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]
         return str(self._staging) if self._staging is not None else str(super()._get_output_dir(trial))
 
     def _load_best_model(self) -> None:
-        path = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        path = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
         self.state.best_model_checkpoint = str(path)
         super()._load_best_model()
 
@@ -184,7 +185,7 @@ def without_dropout(model: nn.Module) -> list[nn.Module]:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = plain_model(model)
     trunk = trunk_of(base)
     quiet: list[nn.Module] = []
 
@@ -260,9 +261,10 @@ class EpochSampler(Sampler[int]):
         for start in range(0, full, pool):
             some = order[start : min(start + pool, full)]
             some = some[self.lengths[some].argsort(stable=True)]
-            batches += some.split(self.batch)
+            batches += torch.split(some, self.batch)
         shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        longest = max(range(len(shuffled)), key=lambda i: int(self.lengths[shuffled[i]].max()))  # type: ignore[index]
+        lengths = self.lengths
+        longest = max(range(len(shuffled)), key=lambda i: int(lengths[shuffled[i]].max()))
         shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
         return torch.cat([*shuffled, order[full:]])
 
@@ -270,7 +272,7 @@ class EpochSampler(Sampler[int]):
 # ---- callbacks ----
 
 
-class Progress(transformers.TrainerCallback):  # type: ignore[misc]
+class Progress(transformers.TrainerCallback):
     """One bar over all steps, with the last loss and validation metric."""
 
     def __init__(self, metric: str) -> None:
@@ -306,7 +308,7 @@ class Progress(transformers.TrainerCallback):  # type: ignore[misc]
             self.bar.close()
 
 
-class MetricsLog(transformers.TrainerCallback):  # type: ignore[misc]
+class MetricsLog(transformers.TrainerCallback):
     """``metrics.jsonl``: one object a logged step. A resumed run first cuts the file back to its checkpoint."""
 
     def __init__(self, path: Path) -> None:
@@ -329,7 +331,7 @@ def _loggable(entry: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
 
 
-class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+class Clock(transformers.TrainerCallback):
     """Seconds from the first step's begin to the last step's end, without what happened aside."""
 
     def __init__(self) -> None:
@@ -348,7 +350,7 @@ class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         return self.last - self.first - self.aside_at_last
 
 
-class GradualUnfreezing(transformers.TrainerCallback):  # type: ignore[misc]
+class GradualUnfreezing(transformers.TrainerCallback):
     """The head alone in the first epoch, then layer after layer from the top, all of them in the last epoch
     (Howard & Ruder 2018)."""
 

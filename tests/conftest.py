@@ -23,6 +23,9 @@ WORDS = {
 }
 
 
+FILLERS = "the a this film story plot actor scene was is very quite really much so"
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``checkpoint("bert")`` is the folder of a tiny random BERT without a head; made once a session."""
@@ -41,7 +44,23 @@ def rows(count: int, seed: int = 0, labels: tuple[str, ...] = ("neg", "pos")) ->
     import random
 
     draw = random.Random(seed)
-    fillers = "the a this film story plot actor scene was is very quite really much so".split()
+    fillers = [
+        "the",
+        "a",
+        "this",
+        "film",
+        "story",
+        "plot",
+        "actor",
+        "scene",
+        "was",
+        "is",
+        "very",
+        "quite",
+        "really",
+        "much",
+        "so",
+    ]
     result = []
     for i in range(count):
         label = labels[i % len(labels)]

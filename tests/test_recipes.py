@@ -37,7 +37,7 @@ from ptft_hf.recipes import (
 TASK = "family: sequence_classification\n"
 SST2 = "sequence_classification/sst2"
 LORA = "lora/r8_attention"
-ROOT = Path(ptft_hf.recipes.__file__).parents[1]  # a subprocess there imports the package under test
+ROOT = Path(ptft_hf.recipes.__file__).parents[2]  # a subprocess there imports the package under test
 
 
 @pytest.fixture(autouse=True)

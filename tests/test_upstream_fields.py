@@ -8,7 +8,7 @@ import inspect
 import pytest
 
 from ptft_hf.errors import RecipeError
-from ptft_hf.upstream_fields import (
+from ptft_hf.recipes.upstream import (
     _fields,
     importable,
     installed_folders,

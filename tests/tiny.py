@@ -104,7 +104,7 @@ SPECIAL = {"pad": 0, "bos": 1, "eos": 2, "unk": 3, "mask": 4, "cls": 1, "sep": 2
 TEXT = (
     "the a this film story plot actor scene was is very quite really much so good fine great lovely bad poor "
     "awful dull plain usual common normal 0 1 2 3 4 5 6 7 8 9 . , text another short longer than first one"
-).split()
+)
 
 
 def make_tokenizer(name: str) -> Any:
@@ -113,7 +113,7 @@ def make_tokenizer(name: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"
-    words = ["<pad>", "<s>", "</s>", "<unk>", "<mask>", *TEXT, *letters, *(f"##{c}" for c in letters)]
+    words = ["<pad>", "<s>", "</s>", "<unk>", "<mask>", *TEXT.split(), *letters, *(f"##{c}" for c in letters)]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()

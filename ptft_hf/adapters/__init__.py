@@ -16,7 +16,6 @@ from ptft_hf.recipes import AdapterRecipe, FullRecipe, PartialRecipe, PeftRecipe
 class Adapter(Protocol):
     """What :func:`ptft_hf.train` asks of a method."""
 
-    recipe: AdapterRecipe
     learning_rate: float
     """Peak rate of AdamW, unless a recipe or the user names one."""
     is_peft: bool

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from ptft_hf.errors import RecipeError, did_you_mean
-from ptft_hf.recipe_files import Kind, anchor, assemble, catalogue, find, locate, name_of, package_paths
-from ptft_hf.recipe_models import (
+from ptft_hf.recipes.documents import Document, dump, from_mapping, read, shown
+from ptft_hf.recipes.files import Kind, anchor, assemble, catalogue, find, locate, name_of, package_paths
+from ptft_hf.recipes.models import (
     ADAPTER_FAMILIES,
     IMPORT_PATH,
     PEFT_FAMILIES,
@@ -34,9 +35,8 @@ from ptft_hf.recipe_models import (
     explain,
     keys_of,
 )
-from ptft_hf.recipe_overrides import Overrides, parse_set, read_sets
-from ptft_hf.recipe_yaml import Document, dump, from_mapping, read, shown
-from ptft_hf.upstream_fields import (
+from ptft_hf.recipes.overrides import Overrides, parse_set, read_sets
+from ptft_hf.recipes.upstream import (
     importable,
     peft_config_names,
     peft_types,

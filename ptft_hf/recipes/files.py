@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ptft_hf.errors import RecipeError, did_you_mean
-from ptft_hf.recipe_yaml import Document, Key, Origin, display, read, shown
-from ptft_hf.upstream_fields import installed_folders
+from ptft_hf.recipes.documents import Document, Key, Origin, display, read, shown
+from ptft_hf.recipes.upstream import installed_folders
 
 Kind = Literal["tasks", "adapters"]
 
@@ -68,7 +68,7 @@ def _folders(kind: Kind) -> list[Path]:
         if not any((Path(entry) / either).is_dir() for either in ("tasks", "adapters")):
             raise RecipeError(f"PTFT_RECIPES: {entry!r} is not a folder with tasks/ or adapters/ in it")
         found.append(Path(entry) / kind)
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     shipped = package / "_recipes" / kind
     found.append(shipped if shipped.is_dir() else package.parent / kind)
     return list(dict.fromkeys(folder.resolve() for folder in found if folder.is_dir()))

@@ -10,8 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from ptft_hf.errors import did_you_mean
-from ptft_hf.recipe_yaml import Key, shown
-from ptft_hf.upstream_fields import peft_config_names, peft_types, quantization_names, training_argument_names
+from ptft_hf.recipes.documents import Key, shown
+from ptft_hf.recipes.upstream import (
+    peft_config_names,
+    peft_types,
+    quantization_names,
+    training_argument_names,
+)
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ptft_hf.errors import RecipeError, did_you_mean
-from ptft_hf.recipe_models import ADAPTER_FAMILIES, FROM_PRETRAINED, TASK_FAMILIES, keys_of, training_faults
-from ptft_hf.recipe_yaml import Document, Origin, parse
-from ptft_hf.upstream_fields import peft_config_names, peft_types
+from ptft_hf.recipes.documents import Document, Origin, parse
+from ptft_hf.recipes.models import ADAPTER_FAMILIES, FROM_PRETRAINED, TASK_FAMILIES, keys_of, training_faults
+from ptft_hf.recipes.upstream import peft_config_names, peft_types
 
 
 class Overrides(NamedTuple):

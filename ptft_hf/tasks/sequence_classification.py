@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from ptft_hf import metrics
+from ptft_hf.data.sources import quiet
 from ptft_hf.errors import DataError, RecipeError
 from ptft_hf.recipes import SequenceClassificationRecipe
 
+MANY_ROWS = 20_000
+"""Tokenizing fewer takes seconds, and a bar for it is noise."""
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 
@@ -159,14 +163,15 @@ class SequenceClassification:
                 encoded["labels"] = [self._encode_label(value, index) for value in batch["label"]]
             return encoded
 
-        encoded = rows.map(
-            encode,
-            batched=True,
-            remove_columns=rows.column_names,
-            load_from_cache_file=False,
-            keep_in_memory=True,
-            desc="Tokenizing",
-        )
+        with nullcontext() if len(rows) > MANY_ROWS else quiet():
+            encoded = rows.map(
+                encode,
+                batched=True,
+                remove_columns=rows.column_names,
+                load_from_cache_file=False,
+                keep_in_memory=True,
+                desc="Tokenizing",
+            )
         return encoded, truncated
 
     def _encode_label(self, value: Any, index: Mapping[str, int]) -> Any:

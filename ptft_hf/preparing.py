@@ -1,0 +1,196 @@
+"""Before the first step: what was asked, what it needs, and the sums that a person wants to see. Writes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ptft_hf import adapters, checkpoints, data, models, recipes, report, settings, tasks
+from ptft_hf.errors import DataError, RecipeError
+from ptft_hf.models import plain_model
+
+
+class Plan(NamedTuple):
+    """What a run was asked to do, checked before any data or weights are read."""
+
+    model: str
+    task: recipes.TaskRecipe
+    adapter: recipes.AdapterRecipe
+    config: Any
+    given: dict[str, Any]
+
+
+class Ready(NamedTuple):
+    """Everything a run needs, loaded and checked, before anything is written."""
+
+    task: tasks.Task
+    splits: data.Splits
+    encoded: dict[str, Any]
+    model: Any
+    tokenizer: Any
+    head: tuple[str, ...]
+    facts: dict[str, Any]
+    notes: list[str]
+
+
+# ---- what was asked ----
+
+
+def make_plan(model: str, task: Any, adapter: Any, given: Mapping[str, Any] | Sequence[str]) -> Plan:
+    """Recipes with all overrides laid over them.
+
+    Raises:
+        RecipeError: Every fault of task, adapter and settings.
+    """
+    pairs = [f"{k}={json.dumps(v)}" for k, v in given.items()] if isinstance(given, Mapping) else list(given)
+    config, earlier = None, None
+    if isinstance(adapter, str | Path) and (Path(adapter) / "adapter_config.json").is_file():
+        earlier = Path(adapter)
+        adapter = recipes.adapter_from_dict(checkpoints.read_json(earlier / "run.json")["adapter"])
+    elif not isinstance(adapter, str | Path | recipes.AdapterRecipe):
+        config, adapter = adapter, adapters.recipe_of_config(adapter)
+    the_task, the_adapter, overrides = recipes.load_run(task, adapter, pairs)
+    return Plan(
+        str(model),
+        the_task,
+        the_adapter,
+        earlier or config,
+        recipes.resolve_training({}, the_task.training, the_adapter.training, overrides.training),
+    )
+
+
+# ---- what is needed ----
+
+
+def prepare(plan: Plan, source: Any, seed: int) -> Ready:
+    """Data, model and method, in this order, each checked before the next is loaded. Writes nothing."""
+    import transformers
+
+    recipe = plan.task
+    settings.check_recipe_types(plan.given, plan.adapter)
+    source = recipe.data if source is None else source
+    if source is None:
+        raise DataError(f"{recipe.name}: names no data; add data: to the recipe, or pass data in Python")
+    task = tasks.build(recipe)
+    splits = data.load_splits(
+        source,
+        columns=recipe.columns,
+        required=task.required,
+        optional=task.optional,
+        seed=seed,
+        label_column=task.label_column,
+    )
+    splits = data.check_leakage(splits, task.text_columns, task.label_column, recipe.leakage)
+    notes = [*splits.notes, *task.look_at(splits)]
+
+    transformers.set_seed(seed)
+    options = {name: value for name, value in recipe.model.items() if name != "max_length"}
+    loaded = models.load_model(plan.model, task.auto_class, config=task.config(), **options)
+    tokenizer = models.load_tokenizer(plan.model, **options)
+    notes += [note for note in (models.ensure_padding(loaded.model, tokenizer),) if note]
+    max_length = models.longest_input(loaded.model, tokenizer, recipe.model.get("max_length"))
+    method = adapters.build(plan.adapter, plan.config)
+    source_id, revision = models.split_revision(recipes.locate(plan.model))
+    facts = {
+        "reference": plan.model,
+        "source": source_id,
+        "auto_class": task.auto_class,
+        "max_length": max_length,
+        "dtype": str(models.as_dtype(options.get("dtype", "float32"))).removeprefix("torch."),
+        "options": {
+            **({"revision": revision} if revision else {}),
+            **{k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in options.items()},
+        },
+        "fingerprint": loaded.fingerprint,
+        "new_parameters": sorted(loaded.new),
+        "head": list(loaded.head),
+    }
+    with models.quiet():
+        attached = method.attach(loaded.model, loaded.head, task.peft_task_type)
+
+    encoded = {}
+    for name in ("train", "validation", "test"):
+        encoded[name], cut = task.encode(getattr(splits, name), tokenizer, max_length)
+        if cut:
+            notes.append(
+                f"{name}: {cut:,} of {len(encoded[name]):,} inputs are longer than {max_length} tokens "
+                "and were truncated (model.max_length)"
+            )
+    return Ready(task, splits, encoded, attached, tokenizer, loaded.head, facts, notes)
+
+
+def training_arguments(plan: Plan, ready: Ready, folder: Path, seed: int) -> Any:
+    """Upstream's ``TrainingArguments`` from recipes, command line and defaults."""
+    method = adapters.build(plan.adapter, plan.config)
+    chosen = settings.complete(plan.given, method.learning_rate, ready.task.best_metric)
+    if ready.facts["dtype"] in ("bfloat16", "float16") and not (chosen.get("bf16") or chosen.get("fp16")):
+        raise RecipeError(
+            f"model.dtype: a {ready.facts['dtype']} base under a float32 head needs autocast: set "
+            "bf16=true, or load the base in float32"
+        )
+    if plan.adapter.gradual_unfreezing and chosen["num_train_epochs"] < 2:
+        raise RecipeError("gradual_unfreezing: needs at least 2 epochs, to have something to unfreeze")
+    arguments = settings.training_arguments(chosen, folder / "checkpoints", seed)
+    if plan.adapter.gradual_unfreezing and arguments.world_size > 1:
+        raise RecipeError(
+            "gradual_unfreezing: DistributedDataParallel cannot change what is trained; use one process"
+        )
+    return arguments
+
+
+# ---- what a person sees ----
+
+
+def describe(plan: Plan, ready: Ready, arguments: Any, trainer: Any) -> None:
+    """Said before the first step: rows, labels, trained parameters by module, the longest batch, examples."""
+    trainable, total = models.count_parameters(ready.model)
+    groups: Counter[str] = Counter()
+    for name, parameter in ready.model.named_parameters():
+        if parameter.requires_grad:
+            groups[module_kind(name)] += parameter.numel()
+    batch = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
+    longest = max(ready.encoded["train"]["length"])
+    steps = len(trainer.get_train_dataloader()) // arguments.gradient_accumulation_steps
+    precision = (
+        "bf16 autocast" if arguments.bf16 else "fp16 autocast" if arguments.fp16 else ready.facts["dtype"]
+    )
+    report.before_training(
+        ready.notes,
+        {
+            "model": f"{plan.model} ({type(plain_model(ready.model)).__name__})",
+            "method": f"{plan.adapter.name}: {trainable:,} of {total:,} parameters ({trainable / total:.2%})",
+            "rows": ", ".join(f"{name} {len(rows):,}" for name, rows in ready.encoded.items()),
+            "batch": f"{batch} rows, the longest {min(batch, len(ready.encoded['train']))} x {longest} tokens",
+            "steps": f"{steps * arguments.num_train_epochs:.0f} in {arguments.num_train_epochs:g} epochs, "
+            f"learning rate {arguments.learning_rate:g}, {precision}, "
+            f"{plain_model(ready.model).config._attn_implementation} attention",
+        },
+        dict(groups.most_common(12)),
+        examples(ready, 3),
+    )
+
+
+PEFT_PARTS = ("default", "modules_to_save", "original_module")
+
+
+def module_kind(name: str) -> str:
+    """A parameter's module without layer numbers, so that the layers are summed."""
+    parts = name.removeprefix("base_model.model.").split(".")[:-1]
+    kept = [p for p in parts if not (p.isdigit() or p in PEFT_PARTS or p.startswith("lora_"))]
+    return ".".join(kept[-3:])
+
+
+def examples(ready: Ready, count: int) -> list[str]:
+    """The first training rows as the model sees them: decoded tokens and label."""
+    shown = []
+    for row, encoded in zip(
+        ready.splits.train.select(range(min(count, len(ready.splits.train)))),
+        ready.encoded["train"],
+        strict=False,
+    ):
+        text = " ".join(ready.tokenizer.decode(encoded["input_ids"]).split())
+        shown.append(f"{row[ready.task.label_column]!r} <- {text[:160]}{' ...' if len(text) > 160 else ''}")
+    return shown

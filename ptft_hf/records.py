@@ -1,0 +1,164 @@
+"""``settings.json``, which a resumed run is held to, and ``run.json``, which says all of a finished one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptft_hf import checkpoints, data, models, report
+from ptft_hf.errors import OutputError
+from ptft_hf.preparing import Plan, Ready
+
+SETTINGS = "settings.json"
+
+
+def identity(plan: Plan, ready: Ready, arguments: Any) -> dict[str, Any]:
+    """What a resumed run must have in common with the run that was stopped."""
+    changing = {"output_dir", "logging_dir", "run_name"}
+    resolved = {k: v for k, v in json.loads(arguments.to_json_string()).items() if k not in changing}
+    return {
+        "model": ready.facts,
+        "task": plan.task.model_dump(mode="json"),
+        "adapter": plan.adapter.model_dump(mode="json"),
+        "training": resolved,
+        "seed": arguments.seed,
+        "processes": arguments.world_size,
+        "data": {
+            name: data.fingerprint(getattr(ready.splits, name)) for name in ("train", "validation", "test")
+        },
+    }
+
+
+def find_start(folder: Path, now: Mapping[str, Any], is_main: bool) -> Path | None:
+    """The checkpoint to go on from.
+
+    Raises:
+        OutputError: The stopped run had other settings, data or weights.
+    """
+    if not (folder / SETTINGS).is_file():
+        report.say(f"{folder} has no run to resume: starting from the beginning")
+        return None
+    before = checkpoints.read_json(folder / SETTINGS)
+    changes = [
+        f"{path}: {old!r} when the run began, {new!r} now"
+        for path, old, new in differences(before, json.loads(json.dumps(now)))
+    ]
+    if changes:
+        raise OutputError(
+            *(f"{folder} cannot be resumed with other settings: {change}" for change in changes[:20])
+        )
+    start, skipped = checkpoints.newest_intact(folder / "checkpoints")
+    if is_main:
+        for line in skipped:
+            report.say(line, style="yellow")
+        report.say(
+            f"resuming from {start.name}"
+            if start
+            else f"{folder} has no intact checkpoint: starting from the beginning"
+        )
+    return start
+
+
+def differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Leaves in which two JSON values differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            d
+            for key in sorted(before.keys() | now.keys())
+            for d in differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if before == now else [(path, before, now)]
+
+
+def begin(folder: Path, written: Mapping[str, Any], replace: bool) -> None:
+    """Make the output folder, or clear it of the run that is to be replaced."""
+    if replace and folder.exists():
+        checkpoints.remove(folder)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    checkpoints.discard_unfinished(folder / "checkpoints")
+    checkpoints.discard_unfinished(folder)
+    checkpoints.write_text(folder / SETTINGS, json.dumps(written, indent=1))
+
+
+# ---- the end ----
+
+
+def make_record(
+    plan: Plan,
+    ready: Ready,
+    trainer: Any,
+    folder: Path,
+    metrics: Mapping[str, Any],
+    details: Mapping[str, Any],
+    peak: float,
+) -> dict[str, Any]:
+    """The content of ``run.json``."""
+    trainable, total = models.count_parameters(ready.model)
+    state = trainer.state
+    written = checkpoints.read_json(folder / SETTINGS)
+    text_columns = [c for c in ready.task.text_columns if c in ready.splits.train.column_names]
+    return {
+        "ptft_hf": importlib.metadata.version("ptft-hf"),
+        "output_dir": str(folder),
+        "model": written["model"],
+        "task": written["task"],
+        "adapter": written["adapter"],
+        "seed": written["seed"],
+        "settings": written["training"],
+        "labels": list(getattr(ready.task, "labels", [])),
+        "task_state": ready.task.state(),
+        "data": {
+            "columns": text_columns,
+            **{
+                name: {"rows": len(getattr(ready.splits, name)), "fingerprint": written["data"][name]}
+                for name in ("train", "validation", "test")
+            },
+        },
+        "parameters": {"trainable": trainable, "total": total},
+        "training": {
+            **training_figures(trainer),
+            "best_step": state.best_global_step or state.global_step,
+            "steps": state.global_step,
+            "peak_memory_mb": peak,
+        },
+        "metrics": dict(metrics),
+        "report": dict(details),
+        "notes": ready.notes,
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+        },
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+            "processes": written["processes"],
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        },
+    }
+
+
+def training_figures(trainer: Any) -> dict[str, float]:
+    """Seconds from the first batch to the end of the last step, evaluation and saving left out; of a resumed
+    run, of the part after the resume."""
+    seconds = trainer.clock.seconds()
+    rows = trainer.clock.steps * trainer.get_total_train_batch_size(trainer.args)
+    rows = min(rows, round(len(trainer.train_dataset) * trainer.args.num_train_epochs)) if rows else 0
+    return {"seconds": seconds, "rows_per_second": rows / seconds if seconds else 0.0}
+
+
+def peak_memory_mb() -> float:
+    """Most memory this process has held so far: on the device if there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
