@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from ptft_hf import adapters, checkpoints, data, models, recipes, report, settings, tasks
 from ptft_hf.errors import DataError, RecipeError
 from ptft_hf.models import plain_model
@@ -126,6 +128,13 @@ def training_arguments(plan: Plan, ready: Ready, folder: Path, seed: int) -> Any
     """Upstream's ``TrainingArguments`` from recipes, command line and defaults."""
     method = adapters.build(plan.adapter, plan.config)
     chosen = settings.complete(plan.given, method.learning_rate, ready.task.best_metric)
+    if chosen.get("bf16") and not runs_in_bf16(ready):
+        if plan.given.get("bf16"):
+            raise RecipeError(
+                f"training.bf16: {type(plain_model(ready.model)).__name__} fails under autocast; leave it out"
+            )
+        chosen["bf16"] = False
+        ready.notes.append("this architecture fails under bf16 autocast: training in float32")
     if ready.facts["dtype"] in ("bfloat16", "float16") and not (chosen.get("bf16") or chosen.get("fp16")):
         raise RecipeError(
             f"model.dtype: a {ready.facts['dtype']} base under a float32 head needs autocast: set "
@@ -139,6 +148,21 @@ def training_arguments(plan: Plan, ready: Ready, folder: Path, seed: int) -> Any
             "gradual_unfreezing: DistributedDataParallel cannot change what is trained; use one process"
         )
     return arguments
+
+
+def runs_in_bf16(ready: Ready) -> bool:
+    """Whether the model's forward pass works under bfloat16 autocast (DeBERTa's does not: its mask value
+    overflows)."""
+    rows = ready.encoded["train"].select(range(min(2, len(ready.encoded["train"])))).to_list()
+    batch = ready.task.collator(ready.tokenizer)(rows)
+    batch.pop("labels", None)
+    device = next(ready.model.parameters()).device
+    try:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            ready.model(**{name: value.to(device) for name, value in batch.items()})
+    except RuntimeError:
+        return False
+    return True
 
 
 # ---- what a person sees ----
