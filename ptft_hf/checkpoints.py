@@ -45,21 +45,38 @@ def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:
 def damage(folder: Path) -> list[str]:
     """What is wrong with a folder that has a manifest; an empty list if it is whole."""
     try:
-        entries = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
+        entries = manifest(folder)
     except FileNotFoundError:
         return [f"{folder}: no {MANIFEST}; it was never finished"]
-    except (ValueError, KeyError, TypeError):
-        return [f"{folder / MANIFEST}: not readable as a manifest"]
+    except CheckpointError as error:
+        return list(error.problems)
     problems = []
-    for name, entry in entries.items():
+    for name, (size, digest) in entries.items():
         path = folder / name
         if not path.is_file():
             problems.append(f"{path}: missing")
-        elif path.stat().st_size != entry["size"]:
-            problems.append(f"{path}: {path.stat().st_size} bytes instead of {entry['size']}")
-        elif sha256(path) != entry["sha256"]:
+        elif path.stat().st_size != size:
+            problems.append(f"{path}: {path.stat().st_size} bytes instead of {size}")
+        elif sha256(path) != digest:
             problems.append(f"{path}: its bytes have changed since it was written (SHA-256 differs)")
     return problems
+
+
+def manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file of a finished folder, by name.
+
+    Raises:
+        FileNotFoundError: It has no manifest.
+        CheckpointError: The manifest is damaged.
+    """
+    try:
+        files = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
+        entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST}: not readable as a manifest; it is damaged") from error
+    if not entries:
+        raise CheckpointError(f"{folder / MANIFEST}: names no files; it is damaged")
+    return entries
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,6 +85,7 @@ def write_text(path: Path, text: str) -> None:
     staged.write_text(text, encoding="utf-8")
     _flush(staged)
     staged.replace(path)
+    _flush(path.parent)
 
 
 def publish(staged: Path, final: Path) -> None:
@@ -81,15 +99,20 @@ def publish(staged: Path, final: Path) -> None:
 
 
 def publish_into(staged: Path, folder: Path, last: str) -> None:
-    """Move the files of a finished folder into one that exists, with their manifest; ``last`` is moved last, so
-    that its presence says that all others are there."""
+    """Move the files of a finished folder into one that exists: their manifest first, so that it is known at
+    any moment which files are ours, and ``last`` when all others are there and nothing is left to tidy up."""
     write_manifest(staged)
-    for path in sorted(staged.iterdir(), key=lambda path: path.name == last):
-        if path.is_dir() and (folder / path.name).exists():
-            remove(folder / path.name)
-        path.rename(folder / path.name)
-    _flush(folder)
+    for path in sorted(staged.iterdir(), key=lambda path: path.name != MANIFEST):
+        if path.name != last:
+            if path.is_dir() and (folder / path.name).exists():
+                remove(folder / path.name)
+            path.rename(folder / path.name)
+    waiting = folder / f".{last}.staged"
+    (staged / last).rename(waiting)
     staged.rmdir()
+    _flush(folder)
+    waiting.rename(folder / last)
+    _flush(folder)
 
 
 def remove(folder: Path) -> None:
@@ -121,21 +144,42 @@ def steps(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and for each newer one why it is not taken."""
+def newest_intact(folder: Path, *, with_best: bool = False) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and for each newer one why it is not taken.
+
+    Args:
+        folder: Where the checkpoints are.
+        with_best: The run ends with its best checkpoint, so the one that was best so far must be whole too.
+    """
     skipped: list[str] = []
     for _, path in reversed(steps(folder)):
         problems = damage(path)
+        if not problems and with_best:
+            best = read_json(path / "trainer_state.json").get("best_global_step")
+            if best and folder / f"checkpoint-{best}" != path:
+                problems = [
+                    f"it needs the best one so far: {p}" for p in damage(folder / f"checkpoint-{best}")
+                ]
         if not problems:
             return path, skipped
         skipped.append(f"skipped {path.name}: {problems[0]}")
     return None, skipped
 
 
+def discard_newer(folder: Path, start: Path | None) -> None:
+    """Remove what would count as newer than the checkpoint that a run goes on from; all if it starts over."""
+    reached = int(start.name.removeprefix("checkpoint-")) if start else -1
+    for step, path in steps(folder):
+        if step > reached:
+            remove(path)
+
+
 def discard_unfinished(folder: Path) -> None:
     """Remove what a killed process left of a save or a deletion."""
     for path in [*folder.glob(f"{STAGING}*"), *folder.glob(".deleted-*")]:
         shutil.rmtree(path)
+    for path in folder.glob(".*.staged"):
+        path.unlink()
 
 
 def rotate(folder: Path, keep: int | None, best_step: int | None) -> None:
@@ -186,7 +230,8 @@ def first_logits(outputs: Any) -> torch.Tensor:
 
 
 def prove(trained: Any, reload: Callable[[], Any], probe: Probe) -> dict[str, Any]:
-    """Load what was saved into a freshly built model and compare its logits with those of the model in memory.
+    """Load what was saved into a freshly built model and compare it with the model in memory: the weights, all
+    of them, and the logits.
 
     Args:
         trained: The model as training left it.
@@ -197,31 +242,40 @@ def prove(trained: Any, reload: Callable[[], Any], probe: Probe) -> dict[str, An
         ``{"max_difference": 0.0, "examples": n}``.
 
     Raises:
-        RoundTripError: Any logit differs, or is not a number; the weights that differ are named.
+        RoundTripError: Any weight or logit differs, or is not a number; the weights that differ are named.
     """
     before = logits_on(trained, probe)
-    fresh = reload()
-    fresh.to(next(trained.parameters()).device)
-    after = logits_on(fresh, probe)
-    examples = sum(len(batch) for batch in before)
     if not all(torch.isfinite(batch).all() for batch in before):
         raise RoundTripError(
             "the trained model gives logits that are not numbers: training diverged; lower "
             "learning_rate, or set max_grad_norm"
         )
-    difference = max((a - b).abs().max().item() for a, b in zip(before, after, strict=True))
-    if difference == 0.0:
-        return {"max_difference": 0.0, "examples": examples}
+    fresh = reload()
+    fresh.to(next(trained.parameters()).device)
+    after = logits_on(fresh, probe)
+    examples = sum(len(batch) for batch in before)
     names = differing_weights(trained, fresh)
+    if not names and all(map(torch.equal, before, after)):
+        return {"max_difference": 0.0, "examples": examples}
+    if [batch.shape for batch in before] == [batch.shape for batch in after]:
+        pairs = zip(before, after, strict=True)
+        difference = max((a - b).abs().nan_to_num(torch.inf).max().item() for a, b in pairs)
+        found = f"logits differ by up to {difference:.3g} on {examples} examples"
+    else:
+        found = f"logits have the shapes {[tuple(batch.shape) for batch in after]}"
     raise RoundTripError(
-        f"the saved model is not the trained one: logits differ by up to {difference:.3g} on {examples} "
-        f"examples; weights that differ: {names[:20] or 'none by name'}"
+        f"the saved model is not the trained one: {found}; "
+        f"weights that differ: {', '.join(names[:20]) or 'none by name'}"
     )
 
 
 def differing_weights(one: Any, other: Any) -> list[str]:
-    """Names of the weights that only one model has, or whose values are not equal bit for bit."""
-    first, second = one.state_dict(), other.state_dict()
+    """Names of the weights that only one model has, or whose values are not equal. What PEFT keeps of the head
+    that it has replaced (``original_module``) takes no part in the model and is not saved."""
+    first, second = (
+        {name: value for name, value in model.state_dict().items() if ".original_module." not in name}
+        for model in (one, other)
+    )
     names = sorted(first.keys() ^ second.keys())
     for name in sorted(first.keys() & second.keys()):
         a, b = first[name].cpu(), second[name].cpu()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -66,16 +65,21 @@ def train(
         recipes.load_run(task, adapter, set_ or [])  # every fault of the recipes, before torch is imported
     from ptft_hf.training import train as run
 
-    run(
-        model=model,
-        task=task,
-        adapter=adapter,
-        output_dir=output,
-        seed=seed,
-        settings=set_ or [],
-        resume=resume,
-        overwrite=overwrite,
-    )
+    try:
+        run(
+            model=model,
+            task=task,
+            adapter=adapter,
+            output_dir=output,
+            seed=seed,
+            settings=set_ or [],
+            resume=resume,
+            overwrite=overwrite,
+        )
+    except KeyboardInterrupt as stop:
+        if (output / "checkpoints").is_dir():
+            print("\nstopped; --resume goes on from the newest checkpoint", file=sys.stderr)
+        raise typer.Exit(130) from stop
 
 
 @app.command()
@@ -93,27 +97,31 @@ def predict(
     dtype: Annotated[
         str | None, typer.Option(help="Compute in bfloat16 or float16; float32 by default.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts that run together.")] = 64,
 ) -> None:
     """Predict a label for each text: JSON lines with `label` and `scores`."""
     if texts and input_:
         raise DataError("give texts as arguments or in --input, not both")
-    if output is not None and not output.resolve().parent.is_dir():
-        raise OutputError(f"{output}: its folder does not exist")
-    rows = list(texts) if texts else list(read_inputs(input_))
+    if output is not None and (output.is_dir() or not output.resolve().parent.is_dir()):
+        raise OutputError(f"{output}: {'a folder' if output.is_dir() else 'its folder does not exist'}")
+    rows = list(texts) if texts else read_inputs(input_)
     from ptft_hf import checkpoints, inference
 
     loaded = inference.load(folder, model=model, dtype=dtype)
-    results = loaded.predict(rows, batch_size=batch_size, progress=len(rows) > 500)
+    results = loaded.predict(rows, batch_size=batch_size, progress=True)
     lines = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
     if output is None:
-        sys.stdout.write(lines)
-    else:
+        sys.stdout.buffer.write(lines.encode())  # JSON is UTF-8, whatever the terminal's encoding
+        sys.stdout.flush()
+        return
+    try:
         checkpoints.write_text(output, lines)
+    except OSError as error:
+        raise OutputError(f"{output}: {error.strerror}") from error
 
 
-def read_inputs(path: Path | None) -> Iterator[Any]:
-    """Objects or strings from JSON lines; from stdin also bare lines of text.
+def read_inputs(path: Path | None) -> list[Any]:
+    """JSON lines, objects or strings; from stdin also bare lines of text. Blank lines are passed over.
 
     Raises:
         DataError: Missing file, not UTF-8, or lines that are not JSON, all of them named.
@@ -122,28 +130,46 @@ def read_inputs(path: Path | None) -> Iterator[Any]:
         raise DataError("nothing to predict: give texts as arguments, --input FILE, or lines on stdin")
     stdin = path is None or str(path) == "-"
     name = "stdin" if stdin else str(path)
+    raw = b""
     try:
-        raw = sys.stdin.buffer.read() if stdin else path.read_bytes()  # type: ignore[union-attr]
-        lines = raw.decode("utf-8-sig").splitlines()
+        raw = sys.stdin.buffer.read() if path is None or stdin else path.read_bytes()
+        # Not splitlines(), which also splits at characters that stand inside JSON strings, such as U+2028.
+        lines = raw.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except OSError as error:
         raise DataError(f"{name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise DataError(f"{name}:{line}: not UTF-8; convert the file") from error
-    problems, rows = [], []
+    problems: list[str] = []
+    rows: list[Any] = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         try:
-            rows.append(json.loads(line))
+            rows += [read_line(line, bare=stdin)] if line.strip() else []
         except ValueError as error:
-            if stdin and line.lstrip()[0] not in "{[":
-                rows.append(line)
-            else:
-                problems.append(f"{name}:{number}: not a line of JSON: {error}")
+            problems.append(f"{name}:{number}: not a line of JSON: {error}")
     if problems:
-        raise DataError(*problems[:20])
-    yield from (row if isinstance(row, (dict, str)) else str(row) for row in rows)
+        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+        raise DataError(*problems[:20], *more)
+    return rows
+
+
+def read_line(line: str, *, bare: bool) -> Any:
+    """A JSON object or string; with ``bare`` anything else is text as it stands, be it ``5`` or ``[sic]``.
+
+    Raises:
+        ValueError: It is neither, or a broken object.
+    """
+    try:
+        value = json.loads(line)
+    except ValueError:
+        if bare and not line.lstrip().startswith("{"):
+            return line
+        raise
+    if isinstance(value, dict | str):
+        return value
+    if bare:
+        return line
+    raise ValueError(f"an object or a string was expected, not {line.strip()[:80]}")
 
 
 @app.command()
@@ -190,8 +216,8 @@ def merge(
 def push(
     folder: Folder,
     repository: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub.")],
-    private: Annotated[bool, typer.Option("--private")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; made if it is not there.")] = None,
 ) -> None:
     """Upload a finished run to the Hub: the model, its card and run.json; no checkpoints."""
     from ptft_hf import hub
@@ -201,7 +227,9 @@ def push(
 
 @app.command("ls")
 def list_recipes(
-    kind: Annotated[str | None, typer.Argument(metavar="[tasks|adapters]", show_default=False)] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[tasks|adapters]", help="One kind alone.", show_default=False)
+    ] = None,
 ) -> None:
     """List the recipes of the catalogue."""
     from ptft_hf import recipes
@@ -251,14 +279,16 @@ def print_error(error: PtftError, stream: TextIO) -> None:
 def main() -> None:
     """Run the command; a :class:`PtftError` ends it with its message and exit code 2."""
     try:
-        app(standalone_mode=True)
+        try:
+            app(prog_name="ptft")
+        finally:
+            sys.stdout.flush()
     except PtftError as error:
         if os.environ.get("RANK", "0") == "0":
             print_error(error, sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; --resume goes on from the newest checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
+    except (
+        BrokenPipeError
+    ):  # the reader, such as `head`, has had enough; the flush at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ptft_hf import checkpoints, data, models, recipes, report, tasks
-from ptft_hf.errors import CheckpointError, DataError, OutputError
+from ptft_hf.errors import CheckpointError, DataError, ModelError, OutputError
 
 BATCH_SIZE = 64
 """Rows a batch in prediction and final evaluation: without gradients, memory for it is small."""
@@ -68,7 +67,11 @@ class TrainedModel:
         if wrong:
             raise DataError(
                 f"input {index + 1}: {', '.join(map(repr, wrong))} must be given, as text; this model was "
-                f"trained on {columns}, and the input has {sorted(row)}"
+                f"trained on {columns}, and the input has {sorted(map(str, row))}"
+            )
+        if broken := [name for name in columns if any("\ud800" <= c <= "\udfff" for c in row[name])]:
+            raise DataError(
+                f"input {index + 1}: {broken[0]!r} has half of a surrogate pair, which is no text"
             )
         return {name: row[name] for name in columns}
 
@@ -140,7 +143,10 @@ class TrainedModel:
             label_column=self.task.label_column,
         )
         splits = data.check_leakage(splits, self.task.text_columns, self.task.label_column, recipe.leakage)
-        return getattr(splits, split)
+        rows = getattr(splits, split)
+        if task is None and data.fingerprint(rows) != self.run["data"][split]["fingerprint"]:
+            report.say(f"- the {split} data is not what it was when this model was trained", style="yellow")
+        return rows
 
     def _logits(self, rows: Any, batch_size: int, progress: bool) -> tuple[np.ndarray, Any]:
         encoded, _ = self.task.encode(rows, self.tokenizer, self.run["model"]["max_length"])
@@ -154,12 +160,13 @@ class TrainedModel:
         Raises:
             CheckpointError: This is no PEFT result, or the method cannot be merged.
         """
-        if not hasattr(self.model, "merge_and_unload"):
+        if not hasattr(self.model, "peft_config"):
             raise CheckpointError(f"{self.path}: this is no adapter but a whole model already")
         import copy
 
         try:
-            merged = copy.deepcopy(self.model).merge_and_unload()
+            with models.quiet():
+                merged = copy.deepcopy(self.model).merge_and_unload()
         except (AttributeError, ValueError, NotImplementedError) as error:
             raise CheckpointError(
                 f"{self.path}: {self.run['adapter'].get('peft_type')} cannot be merged on this model: {error}"
@@ -182,7 +189,11 @@ class TrainedModel:
         staging = folder.parent / f".{folder.name}{checkpoints.STAGING}"
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            checkpoints.save_model(self.model, self.tokenizer, staging)
+            with models.quiet():
+                checkpoints.save_model(self.model, self.tokenizer, staging)
+            for name in ("curves.png", "metrics.jsonl"):
+                if (self.path / name).is_file():
+                    shutil.copyfile(self.path / name, staging / name)
             run = {**self.run, "output_dir": str(folder)}
             card = report.model_card(run, hasattr(self.model, "peft_config"))
             checkpoints.write_text(staging / "README.md", card)
@@ -204,12 +215,13 @@ def logits_of(
     order = np.argsort(-np.array(encoded["length"]), kind="stable")
     results: list[torch.Tensor] = []
     starts = range(0, len(order), batch_size)
-    bar = tqdm(starts, desc="Predicting", unit="batch", disable=not progress, leave=False, dynamic_ncols=True)
-    with torch.inference_mode():
-        for start in bar:
+    bar = report.bar(len(starts), "Predicting", "batch", stays=False, show=progress)
+    with torch.inference_mode(), bar:
+        for start in starts:
             rows = encoded.select(order[start : start + batch_size]).to_list()
             batch = {k: v.to(device) for k, v in collate(rows).items() if k != "labels"}
             results.append(checkpoints.first_logits(model(**batch)).float().cpu())
+            bar.update()
     logits = torch.cat(results).numpy()
     restored = np.empty_like(logits)
     restored[order] = logits
@@ -229,8 +241,9 @@ def load(
 
     Raises:
         CheckpointError: Files are missing or changed, or the base is another one than was trained on.
+        ModelError: The base is not where it was, or ``dtype`` is none.
     """
-    folder = Path(path)
+    folder, dtype = Path(path), models.as_dtype(dtype or "float32")
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
     run = checkpoints.read_json(folder / "run.json")
@@ -239,36 +252,56 @@ def load(
     task = tasks.build(recipes.task_from_dict(run["task"]))
     task.restore(run["task_state"])
     loaded = load_weights(folder, run, model, task, verify)
-    loaded.to(models.as_dtype(dtype or "float32"))
+    loaded.to(dtype)
     if torch.cuda.is_available():
         loaded.to("cuda")
-    tokenizer = models.load_tokenizer(str(folder))
+    tokenizer = models.load_tokenizer(str(folder), **options_of_whole(run["model"]))
+    if model is not None:
+        run["model"] = relocated(run["model"], model)
     return TrainedModel(loaded.eval(), tokenizer, task, run, folder)
 
 
 def load_weights(
     folder: Path, run: Mapping[str, Any], base: str | None, task: tasks.Task, verify: bool
 ) -> Any:
-    """The model of a run folder, by the same calls that the model card shows."""
-    facts = run["model"]
+    """The model of a run folder, by the same calls that the model card shows; a LoRA head stays in float32."""
     if not (folder / "adapter_config.json").is_file():
-        whole = models.load_model(str(folder), task.auto_class, config={}, dtype=facts["dtype"])
+        if base is not None:
+            raise CheckpointError(f"{folder}: a whole model, without a base that could have moved to {base}")
+        options = options_of_whole(run["model"])
+        whole = models.load_model(str(folder), task.auto_class, config={}, **options)
         if whole.new:
             raise CheckpointError(f"{folder}: these weights were not saved: {sorted(whole.new)}")
         return whole.model
-    import peft
-
-    options = dict(facts["options"])
-    reference = base or facts["reference"]
-    config = models.head_config(folder)
-    loaded = models.load_model(reference, task.auto_class, config=config, **options)
+    facts = run["model"] if base is None else relocated(run["model"], base)
+    reference, config = facts["reference"], models.head_config(folder)
+    try:
+        loaded = models.load_model(reference, task.auto_class, config=config, **facts["options"])
+    except ModelError as error:
+        moved = "if the base of this adapter has moved, say where it is (--model; model= in Python)"
+        raise ModelError(*error.problems, moved) if base is None else error from error
     if verify and loaded.fingerprint != facts["fingerprint"]:
         raise CheckpointError(
             f"{reference}: not the base that this adapter was trained on (its weights' fingerprint is "
             f"{loaded.fingerprint[:23]}..., not {facts['fingerprint'][:23]}...); pass the right one as model"
         )
     with models.reading(str(folder)):
-        return peft.PeftModel.from_pretrained(loaded.model, str(folder))
+        import peft
+
+        return peft.PeftModel.from_pretrained(loaded.model.float(), str(folder))
+
+
+def relocated(facts: Mapping[str, Any], base: str) -> dict[str, Any]:
+    """What ``run.json`` says of an adapter's base, when that is at another place now."""
+    source, revision = models.split_revision(recipes.locate(base))
+    options = {name: value for name, value in facts["options"].items() if name != "revision"}
+    options |= {"revision": revision} if revision else {}
+    return {**facts, "reference": base, "source": source, "options": options}
+
+
+def options_of_whole(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's options that a model saved with all its weights still needs."""
+    return {name: facts["options"][name] for name in report.WITH_WHOLE_MODELS if name in facts["options"]}
 
 
 def compare(one: TrainedModel, other: TrainedModel, texts: Sequence[Any]) -> dict[str, float]:
@@ -315,11 +348,7 @@ def merge(
         raise OutputError(f"{folder}: exists and is not empty; choose another folder")
     trained = load(path, model=model)
     merged = trained.merge()
-    texts = trained._rows(None, None, "validation") if trained.task.recipe.data is not None else None
-    rows = texts.select(range(min(len(texts), 256))).to_list() if texts is not None else SAMPLE
-    columns = trained.run["data"]["columns"]
-    rows = [{name: str(row.get(name, row["text"])) for name in columns} for row in rows]
-    comparison = compare(trained, merged, rows)
+    comparison = compare(trained, merged, _validation_texts(trained))
     if not comparison["max_logit_difference"] <= 1e-3 * max(1.0, comparison["largest_logit"]):
         raise CheckpointError(
             f"{path}: merged and adapter differ by {comparison['max_logit_difference']:.3g} in their logits; "
@@ -330,5 +359,15 @@ def merge(
     return load(folder), comparison
 
 
-SAMPLE = [{"text": text} for text in ("A short text.", "Another text, a little longer than the first one.")]
-"""Compared where a run's data was given in Python and is not at hand."""
+SAMPLE = ("A short text.", "Another text, a little longer than the first one.")
+
+
+def _validation_texts(trained: TrainedModel) -> list[dict[str, str]]:
+    """Some of the run's own texts; two that fit any task where its data is not to be had any more."""
+    columns = trained.run["data"]["columns"]
+    try:
+        rows = trained._rows(None, None, "validation")
+    except DataError as error:
+        report.say(f"- compared on two sample texts, without the run's own data: {error}")
+        return [dict.fromkeys(columns, text) for text in SAMPLE]
+    return [{name: row[name] for name in columns} for row in rows.select(range(min(len(rows), 256)))]

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ptft_hf import adapters, checkpoints, data, models, recipes, report, settings, tasks
-from ptft_hf.errors import DataError, RecipeError
+from ptft_hf.errors import DataError, ModelError, RecipeError, did_you_mean
 from ptft_hf.models import plain_model
 
 
@@ -73,6 +74,8 @@ def prepare(plan: Plan, source: Any, seed: int) -> Ready:
 
     recipe = plan.task
     settings.check_recipe_types(plan.given, plan.adapter)
+    if not 0 <= seed < 2**32:
+        raise RecipeError(f"seed: {seed} is not a number from 0 to 2**32 - 1")
     source = recipe.data if source is None else source
     if source is None:
         raise DataError(f"{recipe.name}: names no data; add data: to the recipe, or pass data in Python")
@@ -121,7 +124,24 @@ def prepare(plan: Plan, source: Any, seed: int) -> Ready:
                 f"{name}: {cut:,} of {len(encoded[name]):,} inputs are longer than {max_length} tokens "
                 "and were truncated (model.max_length)"
             )
+    check_tokenizer(plan.model, encoded["train"], tokenizer)
     return Ready(task, splits, encoded, attached, tokenizer, loaded.head, facts, notes)
+
+
+def check_tokenizer(model: str, encoded: Any, tokenizer: Any) -> None:
+    """Without its files upstream builds some architectures a tokenizer that knows no words, and says nothing.
+
+    Raises:
+        ModelError: Every word of the first hundred training rows is unknown to the tokenizer.
+    """
+    unknown = tokenizer.unk_token_id
+    marks = set(tokenizer.all_special_ids) - {unknown}
+    ids = {i for row in encoded.select(range(min(100, len(encoded))))["input_ids"] for i in row} - marks
+    if ids == {unknown}:
+        raise ModelError(
+            f"{model}: its tokenizer knows no word of the training texts (all are {tokenizer.unk_token!r}); are "
+            "the tokenizer's files (tokenizer.json, vocab.txt, ...) there, and of this language?"
+        )
 
 
 def training_arguments(plan: Plan, ready: Ready, folder: Path, seed: int) -> Any:
@@ -143,6 +163,7 @@ def training_arguments(plan: Plan, ready: Ready, folder: Path, seed: int) -> Any
     if plan.adapter.gradual_unfreezing and chosen["num_train_epochs"] < 2:
         raise RecipeError("gradual_unfreezing: needs at least 2 epochs, to have something to unfreeze")
     arguments = settings.training_arguments(chosen, folder / "checkpoints", seed)
+    check_metric(ready, arguments.metric_for_best_model)
     if plan.adapter.gradual_unfreezing and arguments.world_size > 1:
         raise RecipeError(
             "gradual_unfreezing: DistributedDataParallel cannot change what is trained; use one process"
@@ -150,19 +171,40 @@ def training_arguments(plan: Plan, ready: Ready, folder: Path, seed: int) -> Any
     return arguments
 
 
+def first_rows(ready: Ready) -> Any:
+    return ready.encoded["train"].select(range(min(2, len(ready.encoded["train"]))))
+
+
 def runs_in_bf16(ready: Ready) -> bool:
     """Whether the model's forward pass works under bfloat16 autocast (DeBERTa's does not: its mask value
     overflows)."""
-    rows = ready.encoded["train"].select(range(min(2, len(ready.encoded["train"])))).to_list()
-    batch = ready.task.collator(ready.tokenizer)(rows)
-    batch.pop("labels", None)
+    batch = ready.task.collator(ready.tokenizer)(first_rows(ready).to_list())
     device = next(ready.model.parameters()).device
     try:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-            ready.model(**{name: value.to(device) for name, value in batch.items()})
+        with torch.autocast(device.type, torch.bfloat16):
+            checkpoints.logits_on(ready.model, [batch])
     except RuntimeError:
         return False
     return True
+
+
+def check_metric(ready: Ready, metric: str | None) -> None:
+    """Upstream looks for the metric after the first evaluation.
+
+    Raises:
+        RecipeError: The task does not compute it.
+    """
+    name = str(metric).removeprefix("eval_")
+    if metric is None or name in (ready.task.best_metric, "loss"):
+        return
+    batch = ready.task.collator(ready.tokenizer)(first_rows(ready).to_list())
+    logits = checkpoints.logits_on(ready.model, [batch])[0].numpy()
+    known = ready.task.metrics(logits, np.array(first_rows(ready)["labels"]))
+    if name not in known:
+        raise RecipeError(
+            f"training.metric_for_best_model: {metric!r} is not computed here{did_you_mean(name, known)}; choose "
+            f"among {', '.join(['loss', *known])}"
+        )
 
 
 # ---- what a person sees ----

@@ -14,15 +14,18 @@ from typing import Any
 import torch
 
 from ptft_hf import checkpoints, data, models, report
-from ptft_hf.errors import OutputError
+from ptft_hf.errors import CheckpointError, OutputError
 from ptft_hf.preparing import Plan, Ready
 
 SETTINGS = "settings.json"
+PLACES = ("model.reference", "model.source", "task.name", "task.description", "task.data", "adapter.name",
+          "adapter.description")  # fmt: skip
+"""Where things are. What they are, the fingerprints of weights and data tell: both may have moved."""
 
 
 def identity(plan: Plan, ready: Ready, arguments: Any) -> dict[str, Any]:
     """What a resumed run must have in common with the run that was stopped."""
-    changing = {"output_dir", "logging_dir", "run_name"}
+    changing = {"output_dir", "logging_dir", "run_name", "local_rank"}
     resolved = {k: v for k, v in json.loads(arguments.to_json_string()).items() if k not in changing}
     return {
         "model": ready.facts,
@@ -41,21 +44,29 @@ def find_start(folder: Path, now: Mapping[str, Any], is_main: bool) -> Path | No
     """The checkpoint to go on from.
 
     Raises:
-        OutputError: The stopped run had other settings, data or weights.
+        OutputError: The stopped run had other settings, data or weights, or it is not known which.
     """
     if not (folder / SETTINGS).is_file():
+        if checkpoints.steps(folder / "checkpoints"):
+            raise OutputError(
+                f"{folder}: holds checkpoints but no {SETTINGS}, so it is not known which run they are of; "
+                "replace it (--overwrite), or choose another folder"
+            )
         report.say(f"{folder} has no run to resume: starting from the beginning")
         return None
     before = checkpoints.read_json(folder / SETTINGS)
     changes = [
         f"{path}: {old!r} when the run began, {new!r} now"
         for path, old, new in differences(before, json.loads(json.dumps(now)))
+        if not f"{path}.".startswith(tuple(f"{place}." for place in PLACES))
     ]
     if changes:
         raise OutputError(
             *(f"{folder} cannot be resumed with other settings: {change}" for change in changes[:20])
         )
-    start, skipped = checkpoints.newest_intact(folder / "checkpoints")
+    start, skipped = checkpoints.newest_intact(
+        folder / "checkpoints", with_best=now["training"]["load_best_model_at_end"]
+    )
     if is_main:
         for line in skipped:
             report.say(line, style="yellow")
@@ -78,14 +89,43 @@ def differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, A
     return [] if before == now else [(path, before, now)]
 
 
-def begin(folder: Path, written: Mapping[str, Any], replace: bool) -> None:
-    """Make the output folder, or clear it of the run that is to be replaced."""
+def begin(folder: Path, written: Mapping[str, Any], start: Path | None, replace: bool) -> None:
+    """Make the output folder, clear it of the run that is to be replaced, and of checkpoints after ``start``.
+
+    Raises:
+        OutputError: It is not known which files belong to the run that is to be replaced.
+    """
     if replace and folder.exists():
-        checkpoints.remove(folder)
+        clear(folder)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     checkpoints.discard_unfinished(folder / "checkpoints")
     checkpoints.discard_unfinished(folder)
+    checkpoints.discard_newer(folder / "checkpoints", start)
     checkpoints.write_text(folder / SETTINGS, json.dumps(written, indent=1))
+
+
+def clear(folder: Path) -> None:
+    """Delete a run, and nothing else that is in its folder.
+
+    ``run.json`` goes first, so that what is left is never taken for a finished run; ``settings.json`` last, so
+    that it is known for a run's folder until it is empty.
+
+    Raises:
+        OutputError: Its manifest is damaged, so its files are not known; nothing has been deleted.
+    """
+    try:
+        names = [checkpoints.MANIFEST, *checkpoints.manifest(folder)]
+    except FileNotFoundError:
+        names = []
+    except CheckpointError as error:
+        raise OutputError(
+            f"{error}, and with it which files are the run's; delete {folder} yourself"
+        ) from error
+    (folder / "run.json").unlink(missing_ok=True)
+    if (folder / "checkpoints").exists():
+        checkpoints.remove(folder / "checkpoints")
+    for name in ("metrics.jsonl", *reversed(names), SETTINGS):
+        (folder / name).unlink(missing_ok=True)
 
 
 # ---- the end ----

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,18 +21,38 @@ def say(text: str, style: str = "") -> None:
     messages.print(escape(text), style=style or None)
 
 
+def bar(total: int, doing: str, unit: str, *, done: int = 0, stays: bool = True, show: bool = True) -> Any:
+    """A ``tqdm`` bar on stderr. Off a terminal (a log file, a CI run) it is renewed every half minute, and one
+    that would vanish at its end is not shown at all."""
+    from tqdm.auto import tqdm
+
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=doing,
+        unit=unit,
+        leave=stays,
+        disable=not show or not (terminal or stays),
+        dynamic_ncols=True,
+        mininterval=0.5 if terminal else 30,
+        maxinterval=10 if terminal else 60,
+        delay=0 if stays else 1,
+    )
+
+
 def before_training(
     notes: Sequence[str], sums: Mapping[str, str], groups: Mapping[str, int], examples: Sequence[str]
 ) -> None:
     """Sums of the run, trained parameters by module, and decoded examples with their labels."""
     for note in notes:
         say(f"- {note}")
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in sums.items():
-        table.add_row(f"[bold]{name}[/bold]", escape(value))
-    messages.print(table)
-    shown = ", ".join(f"{name} {count:,}" for name, count in groups.items())
-    say(f"trained: {shown}")
+    lines = {**sums, "trained": ", ".join(f"{name} {count:,}" for name, count in groups.items())}
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        messages.print(f"[bold]{name:<{width}}[/bold]  {escape(value)}")
+    if examples:
+        say("the first training rows, label <- text as the model reads it:")
     for example in examples:
         say(f"  {example}", style="dim")
 
@@ -38,95 +60,100 @@ def before_training(
 def after_training(run: Mapping[str, Any]) -> None:
     """One table: validation and test metrics; a second for the classes, where there are any."""
     console = Console(highlight=False)
-    table = Table(title=f"{run['task']['name']} · {run['adapter']['name']}", title_justify="left")
-    table.add_column("metric")
-    for split in run["metrics"]:
-        table.add_column(split, justify="right")
-    for name in next(iter(run["metrics"].values())):
-        table.add_row(name, *(f"{values[name]:.4f}" for values in run["metrics"].values()))
-    console.print(table)
+    console.print(f"\n{escape(run['task']['name'])} · {escape(run['adapter']['name'])}", soft_wrap=True)
+    console.print(metric_table(run["metrics"]))
     classes = run["report"].get("test", {}).get("per_class", [])
     if 0 < len(classes) <= 20:
-        console.print(class_table(classes, "test"))
-    facts = run["training"]
+        print_classes(console, classes, "test")
+    facts, parameters, proof = run["training"], run["parameters"], run["proof"]
     console.print(
-        f"{run['parameters']['trainable']:,} of {run['parameters']['total']:,} parameters trained in "
-        f"{facts['seconds']:.1f} s ({facts['rows_per_second']:.0f} rows/s), peak memory "
-        f"{facts['peak_memory_mb']:,.0f} MB, {facts['bytes_on_disk'] / 1e6:.1f} MB on disk\n"
-        f"saved and proven in {escape(run['output_dir'])}: reloaded, its logits on {run['proof']['examples']} "
-        f"examples differ by {run['proof']['max_difference']}",
+        f"{parameters['trainable']:,} of {parameters['total']:,} parameters trained in "
+        f"{facts['seconds']:.1f} s ({facts['rows_per_second']:.0f} rows/s); peak memory "
+        f"{facts['peak_memory_mb']:,.0f} MB, {size(facts['bytes_on_disk'])} on disk\n"
+        f"saved in {escape(run['output_dir'])} and proven: loaded back, its logits on {proof['examples']} "
+        f"examples differ by {proof['max_difference']} from those of the trained model",
         soft_wrap=True,
     )
 
 
-def class_table(classes: Sequence[Mapping[str, Any]], split: str) -> Table:
-    table = Table(
-        "class", "precision", "recall", "f1", "support", title=f"{split}, by class", title_justify="left"
-    )
-    for row in classes:
-        table.add_row(
-            escape(str(row["label"])),
-            *(f"{row[c]:.4f}" for c in ("precision", "recall", "f1")),
-            str(row["support"]),
-        )
-    for column in table.columns[1:]:
-        column.justify = "right"
+def size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def metric_table(splits: Mapping[str, Mapping[str, float]]) -> Table:
+    """Metrics down, splits across."""
+    table = Table("metric")
+    for split in splits:
+        table.add_column(split, justify="right")
+    for name in next(iter(splits.values())):
+        table.add_row(name, *(f"{values[name]:.4f}" for values in splits.values()))
     return table
+
+
+def print_classes(console: Console, classes: Sequence[Mapping[str, Any]], split: str) -> None:
+    table = Table()
+    table.add_column("class", overflow="fold")
+    for name in ("precision", "recall", "f1", "support"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in classes:
+        figures = (f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
+        table.add_row(escape(str(row["label"])), *figures, f"{row['support']:,}")
+    console.print(f"{split}, by class")
+    console.print(table)
 
 
 def evaluation(result: Mapping[str, Any], split: str) -> None:
     """Metrics of one split, and a table of its classes."""
     console = Console(highlight=False)
-    table = Table("metric", split)
-    table.columns[1].justify = "right"
-    for name, value in result.items():
-        if name != "report":
-            table.add_row(name, f"{value:.4f}")
-    console.print(table)
+    console.print(metric_table({split: {name: value for name, value in result.items() if name != "report"}}))
     if classes := result["report"].get("per_class"):
-        console.print(class_table(classes, split))
+        print_classes(console, classes, split)
 
 
 def curves(metrics: Path, picture: Path, metric: str | None) -> None:
     """``curves.png``: training and validation loss over steps, and beside it the validation metric."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     entries = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
     name = f"eval_{str(metric).removeprefix('eval_')}"
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axis, series in ((left, ("loss", "eval_loss")), (right, (name,))):
-        for key in series:
-            points = [(e["step"], e[key]) for e in entries if e.get(key) is not None]
-            label = {"loss": "training", "eval_loss": "validation"}.get(key, key.removeprefix("eval_"))
-            marker = "o" if key.startswith("eval_") else None
-            axis.plot([p[0] for p in points], [p[1] for p in points], marker=marker, label=label)
+
+    def points(key: str) -> list[tuple[int, float]]:
+        return [(entry["step"], entry[key]) for entry in entries if entry.get(key) is not None]
+
+    panels = {"loss": {"training": points("loss"), "validation": points("eval_loss")}}
+    if name != "eval_loss" and points(name):
+        panels[f"validation {name.removeprefix('eval_')}"] = {"validation": points(name)}
+    figure = Figure(figsize=(4.5 * len(panels), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
+    for axis, (title, series) in zip(axes, panels.items(), strict=True):
+        for label, line in series.items():
+            color = "tab:blue" if label == "training" else "tab:orange"
+            marker = "o" if label == "validation" or len(line) == 1 else None
+            if line:
+                axis.plot(*zip(*line, strict=True), marker=marker, color=color, label=label)
+        axis.set_title(title)
         axis.set_xlabel("optimizer step")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
-    left.set_ylabel("loss")
-    left.legend()
-    right.set_ylabel(f"validation {name.removeprefix('eval_')}")
+    if axes[0].lines:
+        axes[0].legend()
     figure.savefig(picture, dpi=120)
 
 
+# ---- the model card ----
+
 CARD = """---
-library_name: {library}
-base_model: {base}
-tags: [ptft_hf, {family}]
----
+{header}---
 # {title}
 
 {what}
 
-| | validation | test |
-|---|---|---|
+| | validation ({validation_rows:,} rows) | test ({test_rows:,} rows) |
+|---|---:|---:|
 {rows}
 
-Trained on {train:,} rows (seed {seed}); labels: {labels}. Every setting is in `run.json`, the curves in
-`curves.png`.
+{facts}
 
 ## Use it
 
@@ -136,65 +163,131 @@ With plain {plain}:
 {code}
 ```
 
-With `ptft_hf`, which also checks the files and the base:
+With `ptft_hf`, which also checks the files{and_base}:
 
 ```python
-from ptft_hf import load
-
-print(load({path!r}).predict(["A sentence to classify."]))
+{load}
+print(model.predict([{example}]))
 ```
 """
 
 FULL_CODE = """import torch
 from transformers import {auto}, AutoTokenizer
 
-model = {auto}.from_pretrained({path!r}, dtype=torch.float32).eval()
-tokenizer = AutoTokenizer.from_pretrained({path!r})
-texts = ["A sentence to classify."]
-inputs = tokenizer(texts, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
-with torch.no_grad():
-    print(model(**inputs).logits)"""
+folder = {folder!r}  # where this card is
+model = {auto}.from_pretrained(folder, {calls}).eval()
+"""
 
 PEFT_CODE = """import torch
 from peft import PeftModel
 from transformers import {auto}, AutoConfig, AutoTokenizer
 
-config = AutoConfig.from_pretrained({path!r})  # labels and padding token stand beside the adapter
-base = {auto}.from_pretrained({base!r}, config=config, {options})
-model = PeftModel.from_pretrained(base, {path!r}).eval()
-tokenizer = AutoTokenizer.from_pretrained({path!r})
-texts = ["A sentence to classify."]
-inputs = tokenizer(texts, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
+folder = {folder!r}  # where this card is
+config = AutoConfig.from_pretrained(folder)  # labels and padding token stand beside the adapter
+base = {auto}.from_pretrained({base!r}, config=config, {calls}){in_float32}
+model = PeftModel.from_pretrained(base, folder).eval()
+"""
+
+SHARED_CODE = """tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer({inputs}, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
 with torch.no_grad():
-    print(model(**inputs).logits)"""
+    logits = model(**inputs).logits
+print(logits)"""
+
+WITH_WHOLE_MODELS = ("trust_remote_code", "attn_implementation")
+"""Options of the base that a whole model, saved with all its weights, still needs."""
 
 
-def model_card(run: Mapping[str, Any], is_peft: bool) -> str:
-    """README.md of an output folder, with the lines that load it by upstream's libraries alone."""
-    facts = run["model"]
-    options = {k: v for k, v in facts["options"].items() if k != "dtype"}
-    calls = ", ".join([f"dtype=torch.{facts['dtype']}", *(f"{k}={v!r}" for k, v in options.items())])
-    code = (PEFT_CODE if is_peft else FULL_CODE).format(
-        auto=facts["auto_class"],
-        path=run["output_dir"],
-        base=facts["source"],
-        options=calls,
-        max_length=facts["max_length"],
-    )
-    validation, test = run["metrics"]["validation"], run["metrics"]["test"]
-    labels = ", ".join(run["labels"][:20]) + (" ..." if len(run["labels"]) > 20 else "")
+LOAD = """from ptft_hf import load
+
+model = load({folder!r})"""
+
+LOAD_FROM_HUB = """from huggingface_hub import snapshot_download
+from ptft_hf import load
+
+model = load(snapshot_download({folder!r}))"""
+
+
+def model_card(run: Mapping[str, Any], is_peft: bool, repository: str | None = None) -> str:
+    """README.md of an output folder, with the lines that load it by upstream's libraries alone; from the Hub,
+    where it stands in a ``repository`` there."""
+    facts, pair = run["model"], "text_pair" in run["data"]["columns"]
+    folder = repository or run["output_dir"]
+    text, other = '"A sentence to classify."', '"Another one."'
     return CARD.format(
-        library="peft" if is_peft else "transformers",
-        base=facts["source"],
-        family=run["task"]["family"],
-        title=f"{Path(facts['source']).name}, {run['task']['name']}",
-        what=f"{facts['reference']} fine-tuned with `{run['adapter']['name']}` on `{run['task']['name']}`: "
-        f"{run['parameters']['trainable']:,} of {run['parameters']['total']:,} parameters trained.",
-        rows="\n".join(f"| {name} | {validation[name]:.4f} | {test[name]:.4f} |" for name in test),
-        train=run["data"]["train"]["rows"],
-        seed=run["seed"],
-        labels=labels or "a number",
+        header=_header(run, is_peft),
+        title=f"{_short(facts)}, {run['task']['name'].removesuffix('.yaml')}",
+        what=_what(run),
+        rows="\n".join(
+            f"| {name} | {value:.4f} | {run['metrics']['test'][name]:.4f} |"
+            for name, value in run["metrics"]["validation"].items()
+        ),
+        validation_rows=run["data"]["validation"]["rows"],
+        test_rows=run["data"]["test"]["rows"],
+        facts=_facts(run),
         plain="`peft` and `transformers`" if is_peft else "`transformers`",
-        code=code,
-        path=run["output_dir"],
+        code=_code(facts, folder, is_peft, f"[{text}], [{other}]" if pair else f"[{text}]"),
+        and_base=" and the base" if is_peft else "",
+        load=(LOAD_FROM_HUB if repository else LOAD).format(folder=folder),
+        example=f'{{"text": {text}, "text_pair": {other}}}' if pair else text,
     )
+
+
+def _header(run: Mapping[str, Any], is_peft: bool) -> str:
+    """YAML front matter. The Hub takes as ``base_model`` nothing but the name of a model that it has."""
+    import yaml
+
+    source = run["model"]["source"]
+    header: dict[str, Any] = {"library_name": "peft" if is_peft else "transformers"}
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists():
+        header["base_model"] = source
+    return yaml.safe_dump({**header, "tags": ["ptft_hf", run["task"]["family"]]}, sort_keys=False)
+
+
+def _short(facts: Mapping[str, Any]) -> str:
+    """The base's name without the folders above it."""
+    reference = str(facts["reference"])
+    if reference.startswith("package:"):
+        return reference.removeprefix("package:")
+    return Path(reference).resolve().name if Path(facts["source"]).exists() else reference
+
+
+def _what(run: Mapping[str, Any]) -> str:
+    parts = []
+    for recipe in (run["adapter"], run["task"]):
+        description = f" ({str(recipe['description']).rstrip('.')})" if recipe.get("description") else ""
+        parts.append(f"`{recipe['name']}`{description}")
+    text = f"`{_short(run['model'])}`, fine-tuned with {parts[0]} on {parts[1]}."
+    if "merged_from" in run:
+        text += " The adapter is merged into its base: this is a whole model."
+    return text
+
+
+def _facts(run: Mapping[str, Any]) -> str:
+    labels = ", ".join(f"`{' '.join(label.split())}`" for label in run["labels"][:20])
+    more = f", and {len(run['labels']) - 20} more" if len(run["labels"]) > 20 else ""
+    training, parameters, versions = run["training"], run["parameters"], run["versions"]
+    stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
+    return (
+        f"It predicts {'a label among ' + labels + more if labels else 'a number'}. "
+        f"{parameters['trainable']:,} of {parameters['total']:,} parameters were trained on "
+        f"{run['data']['train']['rows']:,} rows (seed {run['seed']}, {training['steps']:,} steps, the best of "
+        f"them step {training['best_step']:,}) with {stack}. Every setting is in `run.json`, the curves are in "
+        "`curves.png`."
+    )
+
+
+def _code(facts: Mapping[str, Any], folder: str, is_peft: bool, inputs: str) -> str:
+    """Lines that give the same logits as :func:`ptft_hf.load`."""
+    options = {name: value for name, value in facts["options"].items() if name != "dtype"}
+    dtype = facts["dtype"] if is_peft else "float32"
+    if not is_peft:
+        options = {name: value for name, value in options.items() if name in WITH_WHOLE_MODELS}
+    calls = ", ".join([f"dtype=torch.{dtype}", *(f"{name}={value!r}" for name, value in options.items())])
+    return (PEFT_CODE if is_peft else FULL_CODE).format(
+        auto=facts["auto_class"],
+        folder=folder,
+        base=facts["source"],
+        calls=calls,
+        in_float32="" if dtype == "float32" else ".float()  # the head was trained in float32",
+    ) + SHARED_CODE.format(inputs=inputs, max_length=facts["max_length"])

@@ -139,9 +139,25 @@ def training_arguments(settings: Mapping[str, Any], output_dir: Path, seed: int)
             **checked,
         )
     except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"training: TrainingArguments refuses these settings: {error}") from error
+        wrong = [
+            f"{name}={value!r}" for name, value in checked.items() if _refusal(name, value) == str(error)
+        ]
+        raise RecipeError(
+            f"training: TrainingArguments refuses {', '.join(wrong) or 'these settings'}: {error}"
+        ) from error
     arguments._n_gpu = min(1, arguments.n_gpu)  # several devices: torchrun, not DataParallel
     return arguments
+
+
+def _refusal(name: str, value: Any) -> str | None:
+    """What ``TrainingArguments`` says to this setting alone."""
+    import transformers
+
+    try:
+        transformers.TrainingArguments(**{name: value})
+    except (ValueError, TypeError, ImportError) as error:
+        return str(error)
+    return None
 
 
 def check_types(kind: type, values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:

@@ -10,19 +10,23 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import nn
-from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
 from ptft_hf import checkpoints
+from ptft_hf.errors import RecipeError
 from ptft_hf.models import depths, plain_model, trunk_of
 from ptft_hf.recipes import AdapterRecipe
+from ptft_hf.sampling import EpochSampler
 from ptft_hf.tasks import Task
 
 
@@ -34,6 +38,10 @@ class Trainer(transformers.Trainer):
         recipe: The adapter recipe, for learning rates by depth.
         head: Names of the modules above the trunk.
         **arguments: ``transformers.Trainer``'s own.
+
+    Raises:
+        RecipeError: ``label_smoothing_factor``, where the task's loss has none, or ``fsdp``, where it would do
+            nothing.
     """
 
     def __init__(self, *, task: Task, recipe: AdapterRecipe, head: Sequence[str], **arguments: Any) -> None:
@@ -41,12 +49,25 @@ class Trainer(transformers.Trainer):
         self.recipe = recipe
         self.head = tuple(head)
         self.clock = Clock()
-        super().__init__(
-            compute_loss_func=self._loss,
-            compute_metrics=lambda p: task.metrics(p.predictions, p.label_ids),
-            preprocess_logits_for_metrics=lambda x, _: x[0] if isinstance(x, tuple) else x,
-            **arguments,
-        )
+        settings = arguments["args"]
+        if settings.label_smoothing_factor and not task.smooths_labels:
+            raise RecipeError(
+                f"training.label_smoothing_factor: has no effect on the loss of {task.recipe.name}; leave it out"
+            )
+        if settings.fsdp and (settings.world_size == 1 or settings.device.type == "cpu"):
+            raise RecipeError(
+                "training.fsdp: needs several processes, each with an accelerator of its own; here accelerate would "
+                "silently run plain data parallelism instead, so leave it out"
+            )
+        with warnings.catch_warnings():
+            # Upstream's own loss smooths no multi-hot labels; the task's does.
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label")
+            super().__init__(
+                compute_loss_func=self._loss,
+                compute_metrics=lambda p: task.metrics(p.predictions, p.label_ids),
+                preprocess_logits_for_metrics=lambda x, _: x[0] if isinstance(x, tuple) else x,
+                **arguments,
+            )
         self.add_callback(self.clock)
         self.model_accepts_loss_kwargs = False
         self.model: Any = self.model
@@ -56,16 +77,30 @@ class Trainer(transformers.Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Batches of one optimizer step, and what their summed loss is to be divided by."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches:
-            return batches, None
-        total = torch.stack([self.task.loss_weight(batch["labels"]).to(device) for batch in batches]).sum()
-        if self.args.world_size > 1:
-            total = self.accelerator.gather(total).sum()
-        return batches, total
+        batches = list(islice(epoch_iterator, num_batches))
+        if batches and self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader:
+            batches[-1] = self._without_repeats(batches[-1])
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        """Upstream counts labels other than -100, which knows neither class weights nor targets of -100.0."""
+        if not batch_samples:
+            return None
+        weights = [self.task.loss_weight(batch["labels"]).to(device) for batch in batch_samples]
+        total = torch.stack(weights).sum()
+        return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+
+    def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A process's part of an epoch's last batch, without the rows of the epoch's begin with which accelerate
+        fills it up. A process without any row keeps one, and no label of it: all processes must take the step."""
+        size = len(batch["labels"])
+        rest = len(self.train_dataset) % (self._train_batch_size * self.args.world_size)
+        own = min(max(rest - self.args.process_index * size, 0), size) if rest else size
+        rows = {name: value[: max(own, 1)] for name, value in batch.items()}
+        return rows | {"labels": batch["labels"][:own]}
 
     def _loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        logits = checkpoints.first_logits(outputs)
+        logits = checkpoints.first_logits(outputs)[: len(labels)]
         smoothing = self.args.label_smoothing_factor if self.model.training else 0.0
         total = self.task.loss_weight(labels) if num_items_in_batch is None else num_items_in_batch
         return self.task.loss(logits, labels, smoothing) / total  # type: ignore[no-any-return]
@@ -73,8 +108,18 @@ class Trainer(transformers.Trainer):
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if model.training:
             for module in self.quiet:
-                module.training = False
+                # Gradient checkpointing happens in training mode alone.
+                module.training = bool(getattr(module, "gradient_checkpointing", False))
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Upstream's, with a loss over all rows, which does not depend on batches and processes."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if isinstance(output.predictions, np.ndarray) and output.metrics is not None:
+            logits, labels = torch.from_numpy(output.predictions), torch.from_numpy(output.label_ids)
+            mean = self.task.loss(logits, labels) / self.task.loss_weight(labels)
+            output.metrics[f"{metric_key_prefix}_loss"] = mean.item()
+        return output
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: upstream walks over all parameters at every step for it."""
@@ -201,72 +246,13 @@ def without_dropout(model: nn.Module) -> list[nn.Module]:
             frozen = visit(child, unit or isinstance(module, nn.ModuleList)) and frozen
         if not frozen and unit:
             del quiet[mark:]
-        # Gradient checkpointing happens in training mode alone.
-        if frozen and not getattr(module, "gradient_checkpointing", False):
+        if frozen:
             quiet.append(module)
         return frozen
 
     if trunk is not base:
         visit(trunk, False)
     return quiet
-
-
-class EpochSampler(Sampler[int]):
-    """Row numbers of one epoch; a function of seed and epoch alone, so that a resumed run sees the same rows.
-
-    Args:
-        rows: Number of rows, ``N``.
-        batch: Rows of one optimizer step, over all processes.
-        seed: Of the order.
-        lengths: ``[N]`` tokens a row: batches are made of rows of like length, in random order, the longest
-            first so that memory runs out at once or never.
-        weights: ``[N]`` chances: ``N`` rows are drawn with replacement.
-    """
-
-    def __init__(
-        self,
-        rows: int,
-        batch: int,
-        seed: int,
-        *,
-        lengths: Sequence[int] | None = None,
-        weights: Sequence[float] | None = None,
-    ) -> None:
-        self.rows, self.batch, self.seed = rows, batch, seed
-        self.lengths = None if lengths is None else torch.tensor(lengths)
-        self.weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.weights is not None:
-            order = torch.multinomial(self.weights, self.rows, replacement=True, generator=generator)
-        else:
-            order = torch.randperm(self.rows, generator=generator)
-        if self.lengths is not None and self.rows > self.batch:
-            order = self._grouped(order, generator)
-        return iter(order.tolist())
-
-    def _grouped(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        assert self.lengths is not None
-        full = self.rows // self.batch * self.batch
-        pool = self.batch * 50
-        batches: list[torch.Tensor] = []
-        for start in range(0, full, pool):
-            some = order[start : min(start + pool, full)]
-            some = some[self.lengths[some].argsort(stable=True)]
-            batches += torch.split(some, self.batch)
-        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        lengths = self.lengths
-        longest = max(range(len(shuffled)), key=lambda i: int(lengths[shuffled[i]].max()))
-        shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
-        return torch.cat([*shuffled, order[full:]])
 
 
 # ---- callbacks ----
@@ -363,7 +349,8 @@ class GradualUnfreezing(transformers.TrainerCallback):
         return top - math.ceil(top * min(1.0, epoch / (self.epochs - 1)))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        lowest = self.lowest_depth(round(state.epoch or 0))
+        # A run resumed in the middle of an epoch begins with that epoch; a full one ends on a whole number.
+        lowest = self.lowest_depth(int((state.epoch or 0) + 1e-6))
         for name, parameter in model.named_parameters():
             if name in self.trained:
                 parameter.requires_grad_(self.depth[name] >= lowest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,8 @@ def train(
     plan = make_plan(model, task, adapter, settings)
     folder = Path(output_dir)
     finished = check_output(folder, resume, overwrite)
+    if overwrite:
+        check_sources(folder, (model, adapter))
     if finished:
         report.say(f"{folder} holds the finished run already; nothing to resume")
         return inference.load(folder)
@@ -75,6 +78,11 @@ def check_output(folder: Path, resume: bool, overwrite: bool) -> bool:
         raise OutputError("resume and overwrite exclude each other: go on with the run, or replace it?")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: a file of this name exists; choose another output folder")
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise OutputError(f"{folder}: {above} is a file; choose another output folder")
+    if not os.access(above, os.W_OK):
+        raise OutputError(f"{folder}: {above} cannot be written to; choose another output folder")
     names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
     if not names:
         return False
@@ -90,6 +98,21 @@ def check_output(folder: Path, resume: bool, overwrite: bool) -> bool:
     return resume and "run.json" in names
 
 
+def check_sources(folder: Path, sources: Sequence[Any]) -> None:
+    """Refuse to replace a run by one that starts from it.
+
+    Raises:
+        OutputError: A source of the new run is the folder that it would replace, or in it.
+    """
+    for source in sources:
+        path = Path(source).resolve() if isinstance(source, str | Path) else None
+        if path is not None and path.exists() and path.is_relative_to(folder.resolve()):
+            raise OutputError(
+                f"{folder}: holds the model or adapter that is to be trained further, {source}; choose another "
+                "output folder"
+            )
+
+
 # ---- the run ----
 
 
@@ -102,11 +125,12 @@ def run(
     is_main = arguments.process_index == 0
     written = records.identity(plan, ready, arguments)
     start = records.find_start(folder, written, is_main) if resume else None
+    arguments.eval_on_start = arguments.eval_on_start and start is None
     attention = choose_attention(ready)
     trainer = build_trainer(Trainer, plan, ready, arguments, folder)
     if is_main:
         describe(plan, ready, arguments, trainer)
-        records.begin(folder, written, overwrite and not resume)
+        records.begin(folder, written, start, overwrite and not resume)
     trainer.accelerator.wait_for_everyone()
     with models.quiet():
         trainer.train(resume_from_checkpoint=str(start) if start else None)
@@ -124,6 +148,7 @@ def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: P
     """
     import transformers
 
+    from ptft_hf.resuming import RunningState
     from ptft_hf.trainer import GradualUnfreezing, MetricsLog, Progress
 
     if arguments.activation_checkpointing:
@@ -154,6 +179,7 @@ def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: P
             processing_class=ready.tokenizer,
             callbacks=callbacks,
         )
+    trainer.add_callback(RunningState(trainer))
     trainer.remove_callback(transformers.PrinterCallback)
     if arguments.fsdp and not trainer.is_fsdp_enabled:
         raise RecipeError(

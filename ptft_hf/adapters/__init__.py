@@ -6,11 +6,14 @@ Adapters know nothing of tasks; the two meet in :mod:`ptft_hf.training`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any, Protocol
 
 from ptft_hf.errors import RecipeError
-from ptft_hf.recipes import AdapterRecipe, FullRecipe, PartialRecipe, PeftRecipe
+from ptft_hf.recipes import AdapterRecipe, FullRecipe, PartialRecipe, PeftRecipe, peft_config_names
+from ptft_hf.recipes.models import PEFT_SET_BY_THE_RUN
 
 
 class Adapter(Protocol):
@@ -61,19 +64,39 @@ def build(recipe: AdapterRecipe, given: Any = None) -> Adapter:
 def recipe_of_config(config: Any) -> PeftRecipe:
     """A recipe that stands for a ``peft.PeftConfig`` object, so that the run can say what it did.
 
+    It holds the fields that differ from their defaults, without those that follow from the model and the task.
+
     Raises:
         RecipeError: ``config`` is no such object.
     """
     method = getattr(getattr(config, "peft_type", None), "value", None)
-    if method is None or not hasattr(config, "to_dict"):
+    if method is None or not dataclasses.is_dataclass(config):
         raise RecipeError(
             f"adapter: {config!r} is neither a recipe's name or file, nor an AdapterRecipe, nor a peft.PeftConfig"
         )
-    default = type(config)().to_dict()
+    names = peft_config_names(method) - PEFT_SET_BY_THE_RUN - {"peft_type"}
     fields = {
-        name: sorted(value) if isinstance(value, set) else value
-        for name, value in config.to_dict().items()
-        if name not in ("peft_type", "task_type", "auto_mapping", "peft_version")
-        and value != default.get(name)
+        field.name: _plain(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.name in names and getattr(config, field.name) != _default(field)
     }
     return PeftRecipe(name=type(config).__name__, family=method.lower(), peft_type=method, config=fields)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: sets and tuples as lists, enums by value, dataclasses as maps."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value)
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value

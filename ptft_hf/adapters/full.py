@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ptft_hf.models import to_float32
 from ptft_hf.recipes import FullRecipe
 
 
@@ -18,4 +19,7 @@ class Full:
         self.recipe = recipe
 
     def attach(self, model: Any, head: Sequence[str], task_type: str) -> Any:
+        """See :class:`ptft_hf.adapters.Adapter`. On a half-precision base the head alone is in float32."""
+        for name in head:
+            to_float32(model.get_submodule(name).parameters())
         return model.requires_grad_(True)

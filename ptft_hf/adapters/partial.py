@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ptft_hf.errors import AdapterError
-from ptft_hf.models import depths
+from ptft_hf.models import depths, to_float32
 from ptft_hf.recipes import PartialRecipe
 
 
 class Partial:
     """The head is trained, and beside it ``top_layers``, all ``bias`` terms (BitFit, Ben Zaken et al. 2022),
-    and whatever parameters the regular expressions in ``parameters`` match whole."""
+    and whatever parameters the regular expressions in ``parameters`` match whole; what is trained is in float32."""
 
     learning_rate = 1e-3
     is_peft = False
@@ -51,6 +51,7 @@ class Partial:
                 or (recipe.bias and _is_bias(name))
                 or any(regex.fullmatch(name) for regex in patterns.values())
             )
+        to_float32(parameter for parameter in model.parameters() if parameter.requires_grad)
         return model
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ptft_hf.errors import AdapterError
-from ptft_hf.models import trunk_of
+from ptft_hf.models import fingerprint, head_config, to_float32, trunk_of
 from ptft_hf.recipes import PeftRecipe
 
 # Rates at which the methods' own papers train; what is missing here takes LoRA's.
@@ -66,6 +67,8 @@ class Peft:
         """
         import peft
 
+        if isinstance(self.given, Path):
+            self._check_earlier(self.given, model)
         pretrained = {id(p) for p in model.parameters()}
         try:
             if isinstance(self.given, Path):
@@ -76,7 +79,7 @@ class Peft:
             raise AdapterError(
                 f"{self.recipe.name}: PEFT cannot put {self.recipe.peft_type} on {type(model).__name__}: {error}"
             ) from error
-        _in_float32(wrapped)
+        to_float32(p for p in wrapped.parameters() if p.requires_grad)
         self._check(wrapped, head, pretrained)
         return wrapped
 
@@ -84,7 +87,7 @@ class Peft:
         import peft
 
         if self.given is not None:
-            config = copy.deepcopy(self.given)
+            config = self._overridden(self.given)
         else:
             kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(self.recipe.peft_type)]
             try:
@@ -98,7 +101,44 @@ class Peft:
             config.modules_to_save = sorted({*(config.modules_to_save or ()), *head})
         if hasattr(config, "target_modules"):
             config.target_modules = self._targets(config.target_modules, model, head, config.peft_type.value)
+        if hasattr(config, "fan_in_fan_out") and _is_conv1d(model):
+            config.fan_in_fan_out = True  # PEFT would do so, with a warning
         return config
+
+    def _overridden(self, given: Any) -> Any:
+        """A copy of a ``PeftConfig``, with what ``adapter.*`` settings changed in the recipe made of it."""
+        from ptft_hf.adapters import recipe_of_config
+
+        before, after = recipe_of_config(given).config, self.recipe.config
+        changed = {name: value for name, value in after.items() if before.get(name, given) != value}
+        return dataclasses.replace(copy.deepcopy(given), **changed) if changed else copy.deepcopy(given)
+
+    def _check_earlier(self, folder: Path, model: Any) -> None:
+        """An adapter that is trained further keeps its base, its labels and its own settings.
+
+        Raises:
+            AdapterError: With everything that differs from the earlier run.
+        """
+        run = json.loads((folder / "run.json").read_text("utf-8"))
+        before, facts = run["adapter"]["config"], run["model"]
+        changed = {n for n in {*before, *self.recipe.config} if before.get(n) != self.recipe.config.get(n)}
+        problems = [
+            f"adapter.{name}: cannot be changed when {folder} is trained further; it is {before.get(name)!r}"
+            for name in sorted(changed)
+        ]
+        earlier, now = head_config(folder), model.config
+        if (earlier.problem_type, earlier.id2label) != (now.problem_type, now.id2label):
+            problems.append(
+                f"{folder}: was trained for {_labels(earlier)}, and the data is for {_labels(now)}; train a new "
+                "adapter, or name the labels as they were"
+            )
+        elif fingerprint(model, frozenset(facts["new_parameters"])) != facts["fingerprint"]:
+            problems.append(
+                f"{folder}: was trained on another base ({facts['reference']}, in {facts['dtype']}): the weights "
+                "of this one have another fingerprint"
+            )
+        if problems:
+            raise AdapterError(*problems)
 
     def _targets(self, wanted: Any, model: Any, head: Sequence[str], peft_type: str) -> Any:
         """``all-linear`` spelled out without the head; query and value where PEFT has no default."""
@@ -146,26 +186,27 @@ class Peft:
 def _linear_modules(model: Any, head: Sequence[str]) -> list[str]:
     from transformers.pytorch_utils import Conv1D
 
-    trunk = {id(module) for module in trunk_of(model).modules()}
     output = model.get_output_embeddings()
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
-        and id(module) in trunk
         and module is not output
         and not any(name == h or name.startswith(f"{h}.") for h in head)
     ]
+
+
+def _is_conv1d(model: Any) -> bool:
+    """Whether the trunk has transposed linear layers (GPT-2) and no others."""
+    linear = [m for m in trunk_of(model).modules() if type(m).__name__ in ("Conv1D", "Linear")]
+    return bool(linear) and all(type(m).__name__ == "Conv1D" for m in linear)
+
+
+def _labels(config: Any) -> str:
+    return f"{config.problem_type} of {list(config.id2label.values())}"
 
 
 def _peft_has_default(model_type: str) -> bool:
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
     return model_type in DEFAULTS
-
-
-def _in_float32(model: nn.Module) -> None:
-    """Trainable weights in float32, whatever the base's type: bfloat16 loses small updates."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = parameter.data.float()

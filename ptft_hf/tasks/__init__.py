@@ -33,6 +33,8 @@ class Task(Protocol):
     label_column: str
     best_metric: str
     """The validation metric by which a checkpoint is chosen, unless the recipe names another."""
+    smooths_labels: bool
+    """Whether :meth:`loss` heeds ``label_smoothing``; where it does not, the setting is refused."""
 
     def look_at(self, splits: Any) -> list[str]:
         """Learn labels and their counts from the splits; return what is to be said aloud."""

@@ -47,6 +47,10 @@ class SequenceClassification:
     def best_metric(self) -> str:
         return "pearson" if self.problem_type == REGRESSION else "macro_f1"
 
+    @property
+    def smooths_labels(self) -> bool:
+        return self.problem_type != REGRESSION and self.recipe.loss != "focal"
+
     # ---- before training ----
 
     def look_at(self, splits: Any) -> list[str]:
@@ -101,8 +105,6 @@ class SequenceClassification:
             problems.append(f"{recipe.name}: calibrate: is for single-label; use tune_thresholds: true")
         if self.problem_type == SINGLE and recipe.tune_thresholds:
             problems.append(f"{recipe.name}: tune_thresholds: is for multi-label tasks; leave it out")
-        if recipe.loss == "focal" and recipe.training.get("label_smoothing_factor"):
-            problems.append(f"{recipe.name}: loss: focal cannot be combined with label_smoothing_factor")
         if problems:
             raise RecipeError(*problems)
 
@@ -112,7 +114,8 @@ class SequenceClassification:
             return None
         if wanted == "balanced":
             if self.problem_type == MULTI:  # BCE's pos_weight: negatives per positive
-                return torch.tensor([(rows - counts[c]) / counts[c] for c in self.labels])
+                # A label of every row has no negatives; it keeps a small weight, or it would not be learnt.
+                return torch.tensor([max(rows - counts[c], 1) / counts[c] for c in self.labels])
             return torch.tensor([rows / (len(self.labels) * counts[c]) for c in self.labels])
         assert isinstance(wanted, Mapping)
         given = {str(name): weight for name, weight in wanted.items()}
@@ -333,7 +336,8 @@ def _infer(values: Iterable[Any]) -> str:
 
 
 def _flat(values: Iterable[Any]) -> Iterable[Any]:
-    return (x for value in values for x in (value if isinstance(value, (list, tuple)) else [value]))
+    """Every label of every row; one that a row names twice counts once."""
+    return (x for value in values for x in (set(value) if isinstance(value, (list, tuple)) else [value]))
 
 
 def _wrong_kind(split: str, values: Iterable[Any], problem_type: str) -> list[str]:

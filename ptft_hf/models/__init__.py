@@ -1,0 +1,42 @@
+"""Checkpoints and tokenizers: loaded from the Hub or disk, and what they are made of.
+
+The rooms behind it, each importing only those before: ``reading`` (references, upstream's errors and noise),
+``structure`` (trunk, head, layers), ``inputs`` (tokenizer, padding, length), ``loading``.
+"""
+
+from __future__ import annotations
+
+from ptft_hf.models.inputs import DEFAULT_MAX_LENGTH, ensure_padding, load_tokenizer, longest_input
+from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_model
+from ptft_hf.models.reading import quiet, reading, split_revision
+from ptft_hf.models.structure import (
+    count_parameters,
+    depths,
+    head_modules,
+    plain_model,
+    stacks_of,
+    to_float32,
+    trunk_of,
+)
+
+__all__ = [
+    "DEFAULT_MAX_LENGTH",
+    "LoadedModel",
+    "as_dtype",
+    "count_parameters",
+    "depths",
+    "ensure_padding",
+    "fingerprint",
+    "head_config",
+    "head_modules",
+    "load_model",
+    "load_tokenizer",
+    "longest_input",
+    "plain_model",
+    "quiet",
+    "reading",
+    "split_revision",
+    "stacks_of",
+    "to_float32",
+    "trunk_of",
+]

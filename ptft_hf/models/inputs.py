@@ -1,0 +1,99 @@
+"""Tokenizers, and what a model takes of their output: padding and length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ptft_hf.errors import ModelError
+from ptft_hf.models.reading import config_options, reading, split_revision
+from ptft_hf.recipes import locate
+
+DEFAULT_MAX_LENGTH = 512
+"""Tokens; attention costs grow with the square of the length, so a decoder's 100,000 is no sensible default."""
+
+
+def load_tokenizer(reference: str, **options: Any) -> Any:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        ModelError: There is none, or it cannot be read.
+    """
+    import transformers
+
+    source, revision = split_revision(locate(reference))
+    if revision is not None:
+        options = {"revision": revision, **options}
+    with reading(reference):
+        return transformers.AutoTokenizer.from_pretrained(source, **config_options(options))
+
+
+def ensure_padding(model: Any, tokenizer: Any) -> str | None:
+    """Give model and tokenizer one padding token, and pad where it changes no result.
+
+    Decoders pool the last token that is not padding; without a padding id they refuse batches, and on the
+    left their positions would shift with the neighbours. A tokenizer without a padding token takes the end
+    token: the model then pools the last token before it, in every batch alike. XLNet pools whatever stands
+    last, and its positions are relative: it alone is padded on the left.
+
+    Returns:
+        What was changed, to be said aloud, or None.
+
+    Raises:
+        ModelError: The tokenizer has neither a padding nor an end token, or one that the model has no
+            embedding for.
+    """
+    note = None
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError("the tokenizer has neither a padding token nor an end token to pad with")
+        tokenizer.pad_token = tokenizer.eos_token
+        note = f"the tokenizer has no padding token: its end token {tokenizer.eos_token!r} is used"
+    size = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.pad_token_id >= size:
+        raise ModelError(
+            f"the tokenizer's padding token {tokenizer.pad_token!r} is number {tokenizer.pad_token_id}, and the "
+            f"model has embeddings for {size} tokens only; do the two belong together?"
+        )
+    tokenizer.padding_side = "left" if _pools_last_position(model) else "right"
+    model.config.pad_token_id = tokenizer.pad_token_id
+    text_config = model.config.get_text_config()
+    text_config.pad_token_id = tokenizer.pad_token_id
+    return note
+
+
+def _pools_last_position(model: Any) -> bool:
+    return hasattr(model, "sequence_summary") and getattr(model.config, "summary_type", None) == "last"
+
+
+def longest_input(model: Any, tokenizer: Any, wanted: int | None) -> int:
+    """Tokens after which an input is cut: ``wanted``, or the least of 512 and what model and tokenizer take.
+
+    Raises:
+        ModelError: ``wanted`` is more than the model has positions for.
+    """
+    limit = _positions(model)
+    if wanted is not None:
+        if limit is not None and wanted > limit:
+            raise ModelError(f"model.max_length: {wanted} is more than the {limit} positions of this model")
+        return wanted
+    return min(x for x in (DEFAULT_MAX_LENGTH, limit, tokenizer.model_max_length) if x)
+
+
+def _positions(model: Any) -> int | None:
+    """Positions that a table of embeddings or rotary angles was made for. Relative attention (T5, XLNet,
+    DeBERTa v3) takes any length, whatever its configuration says."""
+    config = model.config.get_text_config()
+    declared = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    tables = [m for name, m in model.named_modules() if isinstance(m, nn.Embedding) and _is_position(name)]
+    rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
+    if not isinstance(declared, int) or declared < 1 or not (tables or rotary):
+        return None
+    # RoBERTa and its kin number positions from the table's padding_idx + 1 on, so the last ones are never reached.
+    return declared - max((t.padding_idx + 1 for t in tables if t.padding_idx is not None), default=0)
+
+
+def _is_position(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return "position" in last or last == "wpe"

@@ -1,0 +1,132 @@
+"""Checkpoints, loaded from the Hub or disk with the names of the weights that are new."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ptft_hf.errors import ModelError
+from ptft_hf.models.reading import config_options, reading, split_revision
+from ptft_hf.models.structure import depths, head_modules, layer_index, offsets_of, stacks_of, trunk_of
+from ptft_hf.recipes import locate
+
+
+class LoadedModel(NamedTuple):
+    """A pretrained model with a task head attached.
+
+    Attributes:
+        model: The model, on the CPU, in evaluation mode.
+        new: Names of the parameters that ``from_pretrained`` initialised anew: no checkpoint has them.
+        head: Names of the modules above the trunk, as few as cover every new parameter.
+        fingerprint: ``sha256:...`` over every parameter and buffer that came from the checkpoint.
+    """
+
+    model: Any
+    new: frozenset[str]
+    head: tuple[str, ...]
+    fingerprint: str
+
+
+def load_model(reference: str, auto_class: str, *, config: Any, **options: Any) -> LoadedModel:
+    """Load a checkpoint with the head that ``auto_class`` puts on it.
+
+    A head that is there for another number of labels is initialised anew, like one that is not there.
+
+    Args:
+        reference: Hub id, ``name@revision``, folder, or ``package:NAME/folder``.
+        auto_class: Name of a transformers auto class, for example ``AutoModelForSequenceClassification``.
+        config: A whole configuration, or overrides of the checkpoint's own (``num_labels``, ``id2label``, ...).
+        **options: ``from_pretrained``'s own arguments. ``dtype`` is ``float32`` by default, because weights
+            that are updated in bfloat16 lose small updates; ``trust_remote_code`` is off by default.
+
+    Raises:
+        ModelError: The checkpoint cannot be found or read, lacks weights of the trunk, or its architecture has
+            no head of this kind.
+    """
+    import transformers
+
+    source, revision = split_revision(locate(reference))
+    if revision is not None:
+        options = {"revision": revision, **options}
+    options["dtype"] = as_dtype(options.get("dtype", "float32"))
+    with reading(reference):
+        if isinstance(config, Mapping):
+            config = transformers.AutoConfig.from_pretrained(source, **config, **config_options(options))
+        auto = getattr(transformers, auto_class)
+        if type(config) not in auto._model_mapping and not options.get("trust_remote_code"):
+            raise ModelError(
+                f"{reference}: transformers has no {auto_class} for the architecture "
+                f"{config.model_type!r}; choose a checkpoint of another architecture"
+            )
+        model, info = auto.from_pretrained(
+            source,
+            config=config,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    model.eval()
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    mismatched = {key if isinstance(key, str) else key[0] for key in info.get("mismatched_keys") or ()}
+    new = frozenset(name for name in {*info["missing_keys"], *mismatched} if name in parameters)
+    _check_trunk(reference, model, new)
+    return LoadedModel(model, new, head_modules(model, new), fingerprint(model, new))
+
+
+def _check_trunk(reference: str, model: Any, new: frozenset[str]) -> None:
+    """Layers and embeddings must come from the checkpoint: a trunk of random weights is no pretrained one."""
+    depth = depths(model, ())
+    top = max(depth.values(), default=0)
+    outside = {id(p) for p in model.parameters()} - {id(p) for p in trunk_of(model).parameters()}
+    embeddings = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    offsets = offsets_of(stacks_of(model))
+    lacking = sorted(
+        name
+        for name, parameter in model.named_parameters()
+        if name in new
+        and top
+        and id(parameter) not in outside
+        and (name in embeddings or layer_index(name, offsets) is not None)
+    )
+    if lacking:
+        raise ModelError(
+            f"{reference}: the checkpoint lacks (or has in other sizes) {len(lacking)} weights of the trunk, such "
+            f"as {lacking[0]}; do its config.json and its weights belong together?"
+        )
+
+
+def as_dtype(value: Any) -> torch.dtype:
+    """``"bfloat16"`` or ``torch.bfloat16`` as a dtype.
+
+    Raises:
+        ModelError: No floating-point dtype of this name.
+    """
+    dtype = value if isinstance(value, torch.dtype) else getattr(torch, str(value), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ModelError(f"model.dtype: {value!r} is no dtype; use float32, bfloat16 or float16")
+    return dtype
+
+
+def head_config(folder: Path) -> Any:
+    """The configuration that stands beside an adapter: labels, problem type, padding token."""
+    import transformers
+
+    with reading(str(folder)):
+        return transformers.AutoConfig.from_pretrained(folder)
+
+
+def fingerprint(model: nn.Module, new: frozenset[str] = frozenset()) -> str:
+    """``sha256:...`` over name, dtype, shape and bytes of every weight except the ``new`` ones."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name in new:
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,82 @@
+"""What a reference to a checkpoint means, and upstream's reading of it: quiet, with one clear error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ptft_hf.errors import ModelError
+from ptft_hf.recipes import locate
+
+
+def split_revision(reference: str) -> tuple[str, str | None]:
+    """Split ``name@revision``; a path that exists is never split."""
+    name, at, revision = reference.rpartition("@")
+    if not at or Path(reference).exists():
+        return reference, None
+    return name, revision
+
+
+def config_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``from_pretrained``'s arguments that configurations and tokenizers take, too."""
+    names = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder", "local_files_only")
+    return {name: options[name] for name in names if name in options}
+
+
+@contextmanager
+def reading(reference: str) -> Iterator[None]:
+    """Turn what upstream raises while it reads ``reference`` into one clear :class:`ModelError`, and keep its
+    log lines and bars to itself."""
+    try:
+        with quiet():
+            yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{reference}: {_reason(reference, error)}") from error
+
+
+def _reason(reference: str, error: Exception) -> str:
+    path = Path(split_revision(locate(reference))[0])
+    first = " ".join(str(error).split())[:300]
+    if path.is_dir() and not (path / "config.json").is_file():
+        return (
+            f"the folder has no config.json, so it is no checkpoint; it holds {sorted(os.listdir(path))[:8]}"
+        )
+    if path.is_dir():
+        return f"the folder cannot be read as a checkpoint: {type(error).__name__}: {first}"
+    if path.exists():
+        return "a file; a checkpoint is a folder, or a model on the Hub"
+    if isinstance(error, OSError):
+        return f"no such folder here, and not to be had from the Hub: {first}"
+    return f"{type(error).__name__}: {first}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Upstream's log lines, deprecation warnings and progress bars off; errors still raise."""
+    import transformers
+
+    log: Any = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    others = [logging.getLogger(name) for name in ("bitsandbytes", "peft", "accelerate", "torch.distributed")]
+    levels = [other.level for other in others]
+    for other in others:
+        other.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+        for other, before in zip(others, levels, strict=True):
+            other.setLevel(before)
