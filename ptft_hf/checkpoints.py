@@ -189,8 +189,7 @@ def rotate(folder: Path, keep: int | None, best_step: int | None) -> None:
     existing = steps(folder)
     protected = {existing[-1][0], best_step} if existing else set()
     spare = [path for step, path in existing if step not in protected]
-    count = max(0, len(existing) - max(keep, len(protected & {s for s, _ in existing})))
-    for path in spare[:count]:
+    for path in spare[: max(0, len(existing) - max(keep, len(existing) - len(spare)))]:
         remove(path)
 
 

@@ -57,7 +57,7 @@ def make_plan(model: str, task: Any, adapter: Any, given: Mapping[str, Any] | Se
         config, adapter = adapter, adapters.recipe_of_config(adapter)
     the_task, the_adapter, overrides = recipes.load_run(task, adapter, pairs)
     return Plan(
-        str(model),
+        str(Path(model).resolve()) if Path(model).is_dir() else str(model),
         the_task,
         the_adapter,
         earlier or config,
@@ -73,7 +73,8 @@ def prepare(plan: Plan, source: Any, seed: int) -> Ready:
     import transformers
 
     recipe = plan.task
-    settings.check_recipe_types(plan.given, plan.adapter)
+    with models.quiet():
+        settings.check_recipe_types(plan.given, plan.adapter)
     if not 0 <= seed < 2**32:
         raise RecipeError(f"seed: {seed} is not a number from 0 to 2**32 - 1")
     source = recipe.data if source is None else source

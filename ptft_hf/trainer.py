@@ -93,8 +93,9 @@ class Trainer(transformers.Trainer):
     def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A process's part of an epoch's last batch, without the rows of the epoch's begin with which accelerate
         fills it up. A process without any row keeps one, and no label of it: all processes must take the step."""
+        dataset: Any = self.train_dataset
         size = len(batch["labels"])
-        rest = len(self.train_dataset) % (self._train_batch_size * self.args.world_size)
+        rest = len(dataset) % (self._train_batch_size * self.args.world_size)
         own = min(max(rest - self.args.process_index * size, 0), size) if rest else size
         rows = {name: value[: max(own, 1)] for name, value in batch.items()}
         return rows | {"labels": batch["labels"][:own]}
@@ -112,13 +113,13 @@ class Trainer(transformers.Trainer):
                 module.training = bool(getattr(module, "gradient_checkpointing", False))
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Upstream's, with a loss over all rows, which does not depend on batches and processes."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(*args, **kwargs)
         if isinstance(output.predictions, np.ndarray) and output.metrics is not None:
             logits, labels = torch.from_numpy(output.predictions), torch.from_numpy(output.label_ids)
             mean = self.task.loss(logits, labels) / self.task.loss_weight(labels)
-            output.metrics[f"{metric_key_prefix}_loss"] = mean.item()
+            output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = mean.item()
         return output
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -63,6 +63,8 @@ def train(
     if finished:
         report.say(f"{folder} holds the finished run already; nothing to resume")
         return inference.load(folder)
+    if data is not None:  # the recipe's own is not what the run is about
+        plan = plan._replace(task=plan.task.model_copy(update={"data": None}))
     ready = prepare(plan, data, seed)
     arguments = training_arguments(plan, ready, folder, seed)
     return run(plan, ready, arguments, folder, resume=resume, overwrite=overwrite)

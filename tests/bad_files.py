@@ -18,6 +18,7 @@ ROWS = (
         TRAIN,
         ("train.jsonl, line 2", "not UTF-8"),
         write("train.jsonl", LATIN),
+    ),
     Case(
         "a broken line of JSON",
         TRAIN,

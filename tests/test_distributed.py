@@ -94,7 +94,7 @@ def test_two_processes_give_the_curve_of_one_with_twice_the_batch(bert: Path, tm
     assert two["metrics"]["test"] == pytest.approx(one["metrics"]["test"], abs=1e-5)
     assert two["hardware"]["processes"] == 2
     # One process speaks and writes, the other is silent.
-    assert finished.stdout.count("saved and proven in") == 1
+    assert finished.stdout.count("task.yaml · full/default") == 1
     assert finished.stderr.count("labels in 48 training rows") == 1
     assert len(curve(tmp_path / "two", "step")) == len(curve(tmp_path / "one", "step"))
 

@@ -153,6 +153,8 @@ def test_all_linear_leaves_the_head_alone(
         if isinstance(module, torch.nn.Linear)
     }
     assert adapted == linear
+    config = wrapped.peft_config["default"]
+    assert not set(config.target_modules) & {*config.modules_to_save}
     pretend_to_train(wrapped)
     assert torch.equal(after_reload(wrapped, base, tmp_path, kind), logits(wrapped))
 
