@@ -163,6 +163,8 @@ def _refusal(name: str, value: Any) -> str | None:
 def check_types(kind: type, values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
     """Values as the annotations of a dataclass want them (``3`` as ``3.0``), and what does not fit."""
     hints = typing.get_type_hints(kind)
+    if "fsdp" in hints:  # True is what upstream's help recommends; its annotation lacks it
+        hints["fsdp"] = bool | hints["fsdp"]
     checked, problems = {}, []
     for name, value in values.items():
         if name not in hints:

@@ -65,8 +65,8 @@ def test_a_resumed_run_is_the_unbroken_run(
 
 def test_early_stopping_goes_on_counting(place: Place) -> None:
     # At a rate of 1e-12 no evaluation after the first is better: the first is the best, and patience 3 ends the
-    # run after step 4 of 6. A resume that forgot the count would stop later; one that forgot the stop, go on.
-    early = {"task.early_stopping_patience": 3, "learning_rate": 1e-12}
+    # run after step 4 of 12. A resume that forgot the count would stop later; one that forgot the stop, go on.
+    early = {"task.early_stopping_patience": 3, "learning_rate": 1e-12, "gradient_accumulation_steps": 1}
     place.run("whole", settings=early)
     record = json.loads((place.folder / "whole" / "run.json").read_text("utf-8"))
     assert (record["training"]["steps"], record["training"]["best_step"]) == (4, 1)
