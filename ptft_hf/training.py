@@ -154,7 +154,8 @@ def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: P
     from ptft_hf.trainer import GradualUnfreezing, MetricsLog, Progress
 
     if getattr(arguments, "activation_checkpointing", False) or arguments.gradient_checkpointing:
-        # Only the newest transformers do so themselves. A frozen embedding gives inputs without gradients, and then no layer below the first one gets any.
+        # Only the newest transformers do so themselves.
+        # A frozen embedding gives inputs without gradients, and then no layer below the first one gets any.
         ready.model.enable_input_require_grads()
     callbacks: list[Any] = [Progress(ready.task.best_metric), MetricsLog(folder / "metrics.jsonl")]
     if plan.task.early_stopping_patience is not None:
