@@ -29,14 +29,16 @@ class RunningState(transformers.TrainerCallback, ExportableState):
     def __init__(self, trainer: transformers.Trainer) -> None:
         self.trainer: Any = trainer
         self.waiting = False
+        self.losses: list[float] = []
+
+    def gather(self) -> None:
+        """Collect every process's running loss: float32, which JSON keeps to the bit. All processes call it."""
+        self.losses = self.trainer.accelerator.gather(self.trainer._tr_loss.reshape(1)).tolist()
 
     def state(self) -> dict[str, Any]:
         """Upstream asks for it at every save, and once before training."""
-        running = vars(self.trainer).get("_tr_loss")
-        loss = 0.0 if running is None else running.item()  # a float32, which JSON keeps to the bit
-        return {
-            "attributes": {"loss": loss, "last_log": vars(self.trainer).get("_globalstep_last_logged", 0)}
-        }
+        last_log = vars(self.trainer).get("_globalstep_last_logged", 0)
+        return {"attributes": {"losses": self.losses, "last_log": last_log}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.global_step:
@@ -44,7 +46,7 @@ class RunningState(transformers.TrainerCallback, ExportableState):
         saved = {name: value["attributes"] for name, value in state.stateful_callbacks.items()}
         stopped = state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
         own = saved[type(self).__name__]
-        self.trainer._tr_loss = torch.full_like(self.trainer._tr_loss, own["loss"])
+        self.trainer._tr_loss = torch.full_like(self.trainer._tr_loss, own["losses"][args.process_index])
         self.trainer._globalstep_last_logged = own["last_log"]
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, ExportableState) and callback is not self:

@@ -26,6 +26,7 @@ from ptft_hf import checkpoints
 from ptft_hf.errors import RecipeError
 from ptft_hf.models import depths, plain_model, trunk_of
 from ptft_hf.recipes import AdapterRecipe
+from ptft_hf.resuming import RunningState, check_best
 from ptft_hf.sampling import EpochSampler
 from ptft_hf.tasks import Task
 
@@ -186,6 +187,9 @@ class Trainer(transformers.Trainer):
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, RunningState):
+                callback.gather()
         self.accelerator.wait_for_everyone()
         # A best checkpoint that is this one is known by its final place.
         best = self.state.best_global_step
@@ -212,8 +216,14 @@ class Trainer(transformers.Trainer):
 
     def _load_best_model(self) -> None:
         path = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
+        check_best(path)
         self.state.best_model_checkpoint = str(path)
         super()._load_best_model()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that was killed after early stopping had ended it is resumed with nothing left to train.
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -69,6 +70,11 @@ class SequenceClassification:
         if problems:
             raise DataError(*problems)
         if self.problem_type == REGRESSION:
+            for name, values in columns.items():
+                if infinite := sum(not math.isfinite(value) for value in values):
+                    problems.append(f"{name}: {infinite} labels are infinite (inf); take these rows out")
+            if problems:
+                raise DataError(*problems)
             low, high = min(columns["train"]), max(columns["train"])
             if low == high:
                 raise DataError(f"every training row has the same label {low!r}: there is nothing to learn")
