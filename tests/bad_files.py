@@ -174,12 +174,6 @@ RUNS = (
         ("other", "not the base", "fingerprint"),
     ),
     Case(
-        "an adapter whose base is gone",
-        "predict lora text",
-        ("model",),
-        lambda: Path("model").rename("moved") and None,
-    ),
-    Case(
         "predict from a file that is not there",
         "predict full --input gone.jsonl",
         ("gone.jsonl", "No such file"),
