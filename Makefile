@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-demo.txt
 	@echo "Installing into $(VENV) (a few minutes the first time) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e '.[dev,quant]'
+	$(PIP) install -c constraints.txt -e '.[dev]'
 	$(PIP) install --no-deps --require-hashes -r requirements-demo.txt
 	touch $@
 

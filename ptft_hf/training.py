@@ -194,14 +194,15 @@ def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: P
 
 def sorted_by_length(encoded: Any) -> Any:
     """Longest first: batches of like length, and memory runs out at once or never."""
-    return encoded.select(sorted(range(len(encoded)), key=lambda i: -encoded["length"][i]))
+    lengths = encoded["length"][:]
+    return encoded.select(sorted(range(len(lengths)), key=lambda i: -lengths[i]))
 
 
 def choose_attention(ready: Ready) -> str:
     """On a CPU eager attention is the faster one for short inputs (measured up to 128 tokens); elsewhere, and
     where the user chose, nothing changes. Returns the implementation to be restored after training."""
     chosen = str(ready.model.config._attn_implementation)
-    lengths = sorted(ready.encoded["train"]["length"])
+    lengths = sorted(ready.encoded["train"]["length"][:])
     short = lengths[int(0.95 * (len(lengths) - 1))] <= 128
     on_cpu = not torch.cuda.is_available()
     if chosen == "sdpa" and short and on_cpu and "attn_implementation" not in ready.facts["options"]:
@@ -262,7 +263,7 @@ def final_metrics(ready: Ready, model: Any, collate: Any) -> tuple[dict[str, Any
     for name in ("validation", "test"):
         encoded = ready.encoded[name]
         logits = inference.logits_of(model, encoded, collate, inference.BATCH_SIZE, progress=True)
-        labels = np.array(encoded["labels"])
+        labels = np.array(encoded["labels"][:])
         if name == "validation":
             for note in ready.task.after_training(logits, labels):
                 ready.notes.append(note)

@@ -211,7 +211,7 @@ class SequenceClassification:
         """Chance of each row to be drawn, when rare classes are oversampled: 1 / size of its class."""
         if not self.recipe.oversample:
             return None
-        labels = encoded["labels"]
+        labels = encoded["labels"][:]
         counts = Counter(labels)
         return [1.0 / counts[label] for label in labels]
 
