@@ -10,6 +10,7 @@ import transformers
 from transformers.trainer_callback import ExportableState
 
 from ptft_hf import checkpoints
+from ptft_hf.errors import CheckpointError
 
 
 class RunningState(transformers.TrainerCallback, ExportableState):
@@ -71,6 +72,4 @@ def check_best(folder: Path) -> None:
         CheckpointError: Its files are not as they were written.
     """
     if problems := checkpoints.damage(folder):
-        from ptft_hf.errors import CheckpointError
-
         raise CheckpointError(*problems, "the best checkpoint is lost; --resume goes on from an earlier one")
