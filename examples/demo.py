@@ -29,7 +29,7 @@ METHODS = {"full/default": [], "lora/r16_all_linear": ["--set", "learning_rate=2
 
 def main() -> None:
     shutil.rmtree(OUTPUT, ignore_errors=True)
-    console = Console(width=max(100, Console().width), highlight=False)
+    console = Console(width=max(110, Console().width), highlight=False)
     runs = {}
     for method, flags in METHODS.items():
         console.rule(f"[bold]{method}")

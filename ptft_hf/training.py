@@ -228,7 +228,8 @@ def finish(plan: Plan, ready: Ready, trainer: Any, folder: Path, attention: str)
 
     staging = folder / checkpoints.STAGING
     shutil.rmtree(staging, ignore_errors=True)
-    checkpoints.save_model(model, ready.tokenizer, staging)
+    with models.quiet():
+        checkpoints.save_model(model, ready.tokenizer, staging)
     record = records.make_record(plan, ready, trainer, folder, metrics, details, peak)
     proof = checkpoints.prove(
         model, lambda: inference.load_weights(staging, record, None, ready.task, verify=True).float(), probe
