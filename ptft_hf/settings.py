@@ -13,8 +13,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ptft_hf.errors import RecipeError
 from ptft_hf.recipes import PeftRecipe
 
-# Reasons: three epochs and warm-up over the first 6 % are RoBERTa's fine-tuning defaults (Liu et al. 2019,
-# table 10); batches of rows of like length waste no work on padding; the best epoch on validation is kept.
+# Reasons: three epochs are the middle of what BERT's authors searched (Devlin et al. 2019, A.3), warm-up over the
+# first 6 % is RoBERTa's (Liu et al. 2019, table 10);
+# batches of rows of like length waste no work on padding; the best epoch on validation is kept.
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 3.0,
     "per_device_train_batch_size": 32,

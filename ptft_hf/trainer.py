@@ -20,9 +20,8 @@ import numpy as np
 import torch
 import transformers
 from torch import nn
-from tqdm.auto import tqdm
 
-from ptft_hf import checkpoints
+from ptft_hf import checkpoints, report
 from ptft_hf.errors import RecipeError
 from ptft_hf.models import depths, plain_model, trunk_of
 from ptft_hf.recipes import AdapterRecipe
@@ -69,7 +68,9 @@ class Trainer(transformers.Trainer):
                 preprocess_logits_for_metrics=lambda x, _: x[0] if isinstance(x, tuple) else x,
                 **arguments,
             )
-        self.add_callback(self.clock)
+        self.running = RunningState(self)
+        for callback in (self.clock, self.running):
+            self.add_callback(callback)
         self.model_accepts_loss_kwargs = False
         self.model: Any = self.model
         self.quiet = [] if recipe.trunk_dropout else without_dropout(self.model)
@@ -187,9 +188,7 @@ class Trainer(transformers.Trainer):
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, RunningState):
-                callback.gather()
+        self.running.gather()
         self.accelerator.wait_for_everyone()
         # A best checkpoint that is this one is known by its final place.
         best = self.state.best_global_step
@@ -279,14 +278,7 @@ class Progress(transformers.TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc="Training",
-                unit="step",
-                dynamic_ncols=True,
-                mininterval=0.5,
-            )
+            self.bar = report.bar(state.max_steps, "Training", "step", done=state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:

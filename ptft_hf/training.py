@@ -150,7 +150,6 @@ def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: P
     """
     import transformers
 
-    from ptft_hf.resuming import RunningState
     from ptft_hf.trainer import GradualUnfreezing, MetricsLog, Progress
 
     if getattr(arguments, "activation_checkpointing", False) or arguments.gradient_checkpointing:
@@ -182,7 +181,6 @@ def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: P
             processing_class=ready.tokenizer,
             callbacks=callbacks,
         )
-    trainer.add_callback(RunningState(trainer))
     trainer.remove_callback(transformers.PrinterCallback)
     if arguments.fsdp and not trainer.is_fsdp_enabled:
         raise RecipeError(

@@ -10,7 +10,8 @@ from ptft_hf.recipes import FullRecipe
 
 
 class Full:
-    """Every weight is trained. 5e-5 is the middle of what BERT's authors searched (Devlin et al. 2019, A.3)."""
+    """Every weight is trained. 5e-5 is the highest of the three rates that BERT's authors searched
+    (Devlin et al. 2019, A.3)."""
 
     learning_rate = 5e-5
     is_peft = False

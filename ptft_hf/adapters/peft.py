@@ -15,7 +15,7 @@ from ptft_hf.errors import AdapterError
 from ptft_hf.models import fingerprint, head_config, to_float32, trunk_of
 from ptft_hf.recipes import PeftRecipe
 
-# Rates at which the methods' own papers train; what is missing here takes LoRA's.
+# Starting points, not tuned; what is missing here takes LoRA's.
 LEARNING_RATES = {
     "LORA": 1e-3,
     "ADALORA": 1e-3,
