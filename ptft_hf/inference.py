@@ -14,8 +14,8 @@ import torch
 from ptft_hf import checkpoints, data, models, recipes, report, tasks
 from ptft_hf.errors import CheckpointError, DataError, ModelError, OutputError
 
-BATCH_SIZE = 64
-"""Rows a batch in prediction and final evaluation: without gradients, memory for it is small."""
+BATCH_SIZE = 32
+"""Rows a batch in prediction and final evaluation. On CPUs more are slower (measured: 16 to 64; MiniLM)."""
 
 
 class TrainedModel:
