@@ -97,6 +97,7 @@ def prepare(plan: Plan, source: Any, seed: int) -> Ready:
     loaded = models.load_model(plan.model, task.auto_class, config=task.config(), **options)
     tokenizer = models.load_tokenizer(plan.model, **options)
     notes += [note for note in (models.ensure_padding(loaded.model, tokenizer),) if note]
+    models.read_marks_as_text(loaded.model, tokenizer)
     max_length = models.longest_input(loaded.model, tokenizer, recipe.model.get("max_length"))
     method = adapters.build(plan.adapter, plan.config)
     source_id, revision = models.split_revision(recipes.locate(plan.model))

@@ -6,7 +6,13 @@ The rooms behind it, each importing only those before: ``reading`` (references, 
 
 from __future__ import annotations
 
-from ptft_hf.models.inputs import DEFAULT_MAX_LENGTH, ensure_padding, load_tokenizer, longest_input
+from ptft_hf.models.inputs import (
+    DEFAULT_MAX_LENGTH,
+    ensure_padding,
+    load_tokenizer,
+    longest_input,
+    read_marks_as_text,
+)
 from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_model
 from ptft_hf.models.reading import quiet, reading, split_revision
 from ptft_hf.models.structure import (
@@ -34,6 +40,7 @@ __all__ = [
     "longest_input",
     "plain_model",
     "quiet",
+    "read_marks_as_text",
     "reading",
     "split_revision",
     "stacks_of",

@@ -63,6 +63,15 @@ def ensure_padding(model: Any, tokenizer: Any) -> str | None:
     return note
 
 
+def read_marks_as_text(model: Any, tokenizer: Any) -> None:
+    """Let an encoder-decoder's tokenizer read a ``</s>`` that stands in a text as text, and save that it does.
+
+    BART's and T5's classifiers pool at the end tokens, and refuse a batch whose rows have unlike numbers of them.
+    """
+    if model.config.is_encoder_decoder:
+        tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
+
+
 def _pools_last_position(model: Any) -> bool:
     return hasattr(model, "sequence_summary") and getattr(model.config, "summary_type", None) == "last"
 
