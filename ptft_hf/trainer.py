@@ -75,6 +75,16 @@ class Trainer(transformers.Trainer):
         self.model: Any = self.model
         self.quiet = [] if recipe.trunk_dropout else without_dropout(self.model)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's; under autocast without PEFT's own casts to float32 and back, which change no bit."""
+        autocast = self.args.bf16 or self.args.fp16
+        if not (autocast and hasattr(self.model, "peft_config")):
+            return super().train(*args, **kwargs)
+        from peft.helpers import disable_input_dtype_casting
+
+        with disable_input_dtype_casting(self.model):
+            return super().train(*args, **kwargs)
+
     # ---- loss ----
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import peft
+import peft.helpers
 import pytest
 import safetensors.torch
 import torch
@@ -50,6 +52,18 @@ def test_the_same_seed_gives_the_same_bits(adapter: str, bert: Path, tmp_path: P
     assert equal_weights(weights(one.model), weights(two.model))
     assert curve(tmp_path / "one") == curve(tmp_path / "two")
     assert one.run["metrics"] == two.run["metrics"]
+
+
+def test_pefts_casts_to_float32_and_back_are_left_out_and_change_no_bit(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = trained(bert, tmp_path / "without", "lora/r16_all_linear", bf16=True)
+    monkeypatch.setattr(peft.helpers, "disable_input_dtype_casting", lambda model: nullcontext())
+    with_casts = trained(bert, tmp_path / "with", "lora/r16_all_linear", bf16=True)
+    assert equal_weights(weights(without.model), weights(with_casts.model))
+    assert curve(tmp_path / "without") == curve(tmp_path / "with")
+    layers = [m for m in without.model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    assert layers and all(layer.cast_input_dtype_enabled for layer in layers)  # restored
 
 
 def test_every_logged_step_is_a_line_of_metrics_jsonl(bert: Path, tmp_path: Path) -> None:

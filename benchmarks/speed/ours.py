@@ -34,8 +34,15 @@ def write_task(folder: Path, rows: int) -> Path:
 
 
 def main() -> None:
-    args = common.parser(__doc__).parse_args()
-    settings = {"num_train_epochs": args.epochs, "per_device_train_batch_size": args.batch_size}
+    parser = common.parser(__doc__)
+    parser.add_argument("--trunk-dropout", action="store_true", help="dropout in the frozen trunk, too")
+    args = parser.parse_args()
+    settings: dict[str, object] = {
+        "num_train_epochs": args.epochs,
+        "per_device_train_batch_size": args.batch_size,
+    }
+    if args.trunk_dropout:
+        settings["adapter.trunk_dropout"] = True
     if args.lr is not None:
         settings["learning_rate"] = args.lr
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
