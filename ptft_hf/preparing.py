@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,8 +69,11 @@ def make_plan(model: str, task: Any, adapter: Any, given: Mapping[str, Any] | Se
 # ---- what is needed ----
 
 
-def prepare(plan: Plan, source: Any, seed: int) -> Ready:
-    """Data, model and method, in this order, each checked before the next is loaded. Writes nothing."""
+def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = MappingProxyType({})) -> Ready:
+    """Data, model and method, in this order, each checked before the next is loaded. Writes nothing.
+
+    ``rows`` takes a part of train or validation alone, see :func:`ptft_hf.data.take`.
+    """
     import transformers
 
     recipe = plan.task
@@ -90,6 +94,7 @@ def prepare(plan: Plan, source: Any, seed: int) -> Ready:
         label_column=task.label_column,
     )
     splits = data.check_leakage(splits, task.text_columns, task.label_column, recipe.leakage)
+    splits = data.take(splits, rows, task.label_column, seed)
     notes = [*splits.notes, *task.look_at(splits)]
 
     transformers.set_seed(seed)

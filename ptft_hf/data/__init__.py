@@ -5,8 +5,8 @@
 the caller shows.
 
 The rooms behind it, each importing only those before: ``files`` (csv and json with line numbers), ``sources``
-(hub, folders, memory), ``columns`` (renaming and cleaning), ``splitting``, ``duplicates``; ``converters`` for
-recipes.
+(hub, folders, memory), ``columns`` (renaming and cleaning), ``splitting``, ``subsets``, ``duplicates``;
+``converters`` for recipes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import datasets
 import numpy as np
 
-from ptft_hf.data import duplicates, splitting
+from ptft_hf.data import duplicates, splitting, subsets
 from ptft_hf.data.columns import Schema, Tables, prepare
 from ptft_hf.data.converters import aclsum_roles, aclsum_roles_multilabel
 from ptft_hf.data.sources import SPLITS, Source, open_source, quiet
@@ -33,6 +33,7 @@ __all__ = [
     "fingerprint",
     "load_split",
     "load_splits",
+    "take",
 ]
 
 HELD_OUT_FRACTION = 0.1  # of train, for each of validation and test that is missing
@@ -169,6 +170,35 @@ def check_leakage(
                 notes.append(f"{name}: {len(drop):,} duplicates dropped, {len(keep):,} rows left")
                 tables[name] = tables[name].select(keep)
     return Splits(tables["train"], tables["validation"], tables["test"], [*splits.notes, *notes])
+
+
+def take(splits: Splits, rows: Mapping[str, int], label_column: str | None, seed: int) -> Splits:
+    """A part of train or validation, for learning curves: stratified, and nested (`subsets.nested_order`).
+
+    Args:
+        splits: What `load_splits` or `check_leakage` returned.
+        rows: How many rows to keep, by split; a split that is not named stays whole.
+        label_column: To stratify by; None for a random choice.
+        seed: Decides which rows: with the same seed and data, the same.
+
+    Raises:
+        DataError: A split has fewer rows than are asked for.
+    """
+    problems = [
+        f"{name}: {count:,} rows are asked for, and there are {len(getattr(splits, name)):,}"
+        for name, count in rows.items()
+        if not 0 < count <= len(getattr(splits, name))
+    ]
+    if problems:
+        raise DataError(*problems)
+    notes = [*splits.notes]
+    for name, count in rows.items():
+        table = getattr(splits, name)
+        labels = table[label_column][:] if label_column in table.column_names else [0.0] * len(table)
+        kept = sorted(subsets.nested_order(labels, seed)[:count])
+        notes.append(f"{name}: {count:,} of {len(table):,} rows are taken (stratified, seed {seed})")
+        splits = splits._replace(**{name: table.select(kept)})
+    return splits._replace(notes=notes)
 
 
 def fingerprint(dataset: datasets.Dataset) -> str:
