@@ -149,9 +149,7 @@ CARD = """---
 
 {what}
 
-| | validation ({validation_rows:,} rows) | test ({test_rows:,} rows) |
-|---|---:|---:|
-{rows}
+{figures}
 
 {facts}
 
@@ -218,12 +216,7 @@ def model_card(run: Mapping[str, Any], is_peft: bool, repository: str | None = N
         header=_header(run, is_peft),
         title=f"{_short(facts)}, {run['task']['name'].removesuffix('.yaml')}",
         what=_what(run),
-        rows="\n".join(
-            f"| {name} | {value:.4f} | {run['metrics']['test'][name]:.4f} |"
-            for name, value in run["metrics"]["validation"].items()
-        ),
-        validation_rows=run["data"]["validation"]["rows"],
-        test_rows=run["data"]["test"]["rows"],
+        figures=_figures(run),
         facts=_facts(run),
         plain="`peft` and `transformers`" if is_peft else "`transformers`",
         code=_code(facts, folder, is_peft, f"[{text}], [{other}]" if pair else f"[{text}]"),
@@ -261,6 +254,16 @@ def _what(run: Mapping[str, Any]) -> str:
     if "merged_from" in run:
         text += " The adapter is merged into its base: this is a whole model."
     return text
+
+
+def _figures(run: Mapping[str, Any]) -> str:
+    """Metrics down, and the splits that the run was scored on across."""
+    splits = run["metrics"]
+    heads = "".join(f" {split} ({run['data'][split]['rows']:,} rows) |" for split in splits)
+    lines = [f"| |{heads}", f"|---|{'---:|' * len(splits)}"]
+    for name in next(iter(splits.values())):
+        lines.append(f"| {name} |" + "".join(f" {values[name]:.4f} |" for values in splits.values()))
+    return "\n".join(lines)
 
 
 def _facts(run: Mapping[str, Any]) -> str:

@@ -119,9 +119,20 @@ def check_sources(folder: Path, sources: Sequence[Any]) -> None:
 
 
 def run(
-    plan: Plan, ready: Ready, arguments: Any, folder: Path, *, resume: bool, overwrite: bool
+    plan: Plan,
+    ready: Ready,
+    arguments: Any,
+    folder: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    evaluated: Sequence[str] = ("validation", "test"),
 ) -> TrainedModel:
-    """Train, test once, save, prove, publish."""
+    """Train, test once, save, prove, publish.
+
+    ``evaluated`` are the splits that the final model is scored on: without test where the run is one of several
+    tries, of which validation chooses.
+    """
     from ptft_hf.trainer import Trainer
 
     is_main = arguments.process_index == 0
@@ -137,7 +148,7 @@ def run(
     with models.quiet():
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     if is_main:
-        finish(plan, ready, trainer, folder, attention)
+        finish(plan, ready, trainer, folder, attention, evaluated)
     trainer.accelerator.wait_for_everyone()
     return inference.load(folder)
 
@@ -211,7 +222,9 @@ def choose_attention(ready: Ready) -> str:
 # ---- the end ----
 
 
-def finish(plan: Plan, ready: Ready, trainer: Any, folder: Path, attention: str) -> None:
+def finish(
+    plan: Plan, ready: Ready, trainer: Any, folder: Path, attention: str, evaluated: Sequence[str]
+) -> None:
     """Evaluate in float32, save beside the final place, prove, and only then move into it."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     plain_model(model).set_attn_implementation(attention)
@@ -222,7 +235,7 @@ def finish(plan: Plan, ready: Ready, trainer: Any, folder: Path, attention: str)
     checked = checkpoints.logits_on(model, probe)
     if not all(torch.isfinite(batch).all() for batch in checked):
         raise ModelError("training diverged: the model's logits are not numbers; lower learning_rate")
-    metrics, details = final_metrics(ready, model, collate)
+    metrics, details = final_metrics(ready, model, collate, evaluated)
 
     staging = folder / checkpoints.STAGING
     shutil.rmtree(staging, ignore_errors=True)
@@ -254,12 +267,14 @@ def probe_batch(ready: Ready, collate: Any) -> checkpoints.Probe:
     return [collate(longest.to_list())]
 
 
-def final_metrics(ready: Ready, model: Any, collate: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def final_metrics(
+    ready: Ready, model: Any, collate: Any, evaluated: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The chosen model on validation, what is chosen there (thresholds), and then, once, on test."""
     import numpy as np
 
     metrics, details = {}, {}
-    for name in ("validation", "test"):
+    for name in evaluated:
         encoded = ready.encoded[name]
         logits = inference.logits_of(model, encoded, collate, inference.BATCH_SIZE, progress=True)
         labels = np.array(encoded["labels"][:])
