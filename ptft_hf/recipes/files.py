@@ -14,18 +14,25 @@ from ptft_hf.recipes.upstream import installed_folders
 Kind = Literal["tasks", "adapters"]
 
 _PACKAGE = "package:"
+_ELSEWHERE = (_PACKAGE, "$")
+"""How paths begin that are the same on every machine, and found when they are opened."""
 
 
 def locate(path: str, base: Path | None = None) -> str:
     """A path that can be opened, or the hub id that it is.
 
-    ``package:NAME/inner/path`` is a file or folder of an installed package, found without importing it. A
-    relative path is taken from ``base`` if it starts with ``./`` or ``../`` or exists there. Anything else is
-    returned as is.
+    ``package:NAME/inner/path`` is a file or folder of an installed package, found without importing it.
+    ``$NAME/inner/path`` begins with an environment variable. A relative path is taken from ``base`` if it starts
+    with ``./`` or ``../`` or exists there. Anything else is returned as is.
 
     Raises:
-        RecipeError: If the package is not installed or does not hold the path.
+        RecipeError: If the package is not installed or does not hold the path, or the variable is not set.
     """
+    if path.startswith("$"):
+        expanded = os.path.expandvars(path)
+        if expanded.startswith("$"):
+            raise RecipeError(f"{path}: the environment variable is not set")
+        return expanded
     if path.startswith(_PACKAGE):
         name, _, inner = path.removeprefix(_PACKAGE).partition("/")
         folders = installed_folders(name) if name.isidentifier() else []
@@ -174,7 +181,7 @@ def anchor(data: dict[str, Any], document: Document) -> None:
     files of that.
     """
     for name in ("path", "data_dir"):
-        if isinstance(data.get(name), str) and not data[name].startswith(_PACKAGE):
+        if isinstance(data.get(name), str) and not data[name].startswith(_ELSEWHERE):
             data[name] = locate(data[name], document.origin(("data", name)).folder)
     path = data.get("path")
     inside = isinstance(path, str) and "/" in path
@@ -184,7 +191,7 @@ def anchor(data: dict[str, Any], document: Document) -> None:
             return {name: fix(inner, (*key, name)) for name, inner in value.items()}
         if isinstance(value, list):
             return [fix(inner, (*key, index)) for index, inner in enumerate(value)]
-        if not isinstance(value, str) or value.startswith(_PACKAGE) or "://" in value:
+        if not isinstance(value, str) or value.startswith(_ELSEWHERE) or "://" in value:
             return value
         folder = document.origin(key).folder
         return locate(value, folder) if inside else os.path.normpath(folder / Path(value).expanduser())
@@ -194,12 +201,12 @@ def anchor(data: dict[str, Any], document: Document) -> None:
 
 
 def package_paths(value: Any, key: Key = ("data",)) -> Iterator[tuple[Key, str]]:
-    """Every ``package:`` path in a recipe's ``data:``, with its key."""
+    """Every ``package:`` path in a recipe's ``data:``, and every ``$VARIABLE`` one, with its key."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from package_paths(inner, (*key, name))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from package_paths(inner, (*key, index))
-    elif isinstance(value, str) and value.startswith(_PACKAGE):
+    elif isinstance(value, str) and value.startswith(_ELSEWHERE):
         yield key, value
