@@ -63,6 +63,10 @@ class Task(Protocol):
     def report(self, logits: Any, labels: Any) -> dict[str, Any]:
         """Details beside the metrics, such as figures for each class."""
 
+    def outcomes(self, logits: Any, labels: Any) -> list[float]:
+        """A score for each of the ``N`` examples, for the comparison of two models on the same ones: 1.0 for right
+        and 0.0 for wrong; where there is more to tell, any number, higher is better."""
+
     def after_training(self, logits: Any, labels: Any) -> list[str]:
         """Choose what is chosen on the validation set after training (thresholds, temperature)."""
 

@@ -274,6 +274,17 @@ class SequenceClassification:
             "calibration_error": metrics.expected_calibration_error(labels, self._probabilities(logits)),
         }
 
+    def outcomes(self, logits: np.ndarray, labels: np.ndarray) -> list[float]:
+        """1.0 for a row with its label, or with all its labels, right, else 0.0; for regression minus the squared
+        error."""
+        if self.problem_type == REGRESSION:
+            scores = -((logits[:, 0].astype(np.float64) - labels) ** 2)
+        elif self.problem_type == MULTI:
+            scores = (metrics.multi_label_predictions(logits, self._thresholds()) == labels).all(axis=1)
+        else:
+            scores = logits.argmax(axis=1) == labels
+        return [float(score) for score in scores]
+
     def after_training(self, logits: np.ndarray, labels: np.ndarray) -> list[str]:
         """Choose thresholds (multi-label) or a temperature (single-label) on the validation set, if asked."""
         if self.recipe.tune_thresholds:
