@@ -223,6 +223,71 @@ def merge(
 
 
 @app.command()
+def compare(
+    output: Annotated[
+        Path, typer.Option(help="Folder for cells/*.json and the reports; what it holds is not run again.")
+    ],
+    grid: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[GRID]", help="YAML file with a grid; options stand over it.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A checkpoint; may be given many times.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="A task recipe; may be given many times.")] = None,
+    adapters: Annotated[list[str] | None, typer.Option(metavar="A,B,...", help="Adapter recipes.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="0,1,2 by default; no verdict under three.")] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Training rows, such as 500,2000,all; all by default.")
+    ] = None,
+    validation_size: Annotated[int | None, typer.Option(help="Validation rows; all by default.")] = None,
+    learning_rates: Annotated[
+        int | None, typer.Option(help="Tries for each method, of which validation chooses; 3 by default.")
+    ] = None,
+    set_: Set = None,
+    margin: Annotated[
+        float, typer.Option(min=0.0, help="Smaller differences count as none; 0.01 is a point.")
+    ] = 0.01,
+    executor: Annotated[str, typer.Option(help="Where cells run: local.")] = "local",
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 1,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
+    keep_weights: Annotated[
+        bool, typer.Option("--keep-weights", help="Keep each cell's chosen run.")
+    ] = False,
+) -> None:
+    """Compare methods over seeds and training-set sizes: intervals, verdicts, costs and a report."""
+    import shlex
+
+    from ptft_hf import comparing
+
+    given = {
+        "models": model,
+        "tasks": task,
+        "adapters": comparing.split_commas(adapters or []),
+        "seeds": comparing.numbers("seeds", seeds),
+        "sizes": comparing.numbers("sizes", sizes),
+        "validation_size": validation_size,
+        "learning_rates": learning_rates,
+        "settings": set_,
+    }
+    loaded = comparing.read_grid(
+        grid, {name: value for name, value in given.items() if value not in (None, [])}
+    )
+    try:
+        results = comparing.run_grid(
+            loaded, output, jobs=jobs, executor=executor, retry_failed=retry_failed, keep_weights=keep_weights
+        )
+    except KeyboardInterrupt as stop:
+        print("\nstopped; the same command goes on with the cells that are left", file=sys.stderr)
+        raise typer.Exit(130) from stop
+    files = comparing.write_report(results, output, margin=margin, command=f"ptft {shlex.join(sys.argv[1:])}")
+    comparing.show(results, margin)
+    print(f"{files[0]}\n{files[1]}")
+    if all(result["status"] == "failed" for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
 def push(
     folder: Folder,
     repository: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub.")],

@@ -132,7 +132,7 @@ LAYERS = [
     {"trainer"},
     {"records"},
     {"training"},
-    {"hub"},
+    {"hub", "comparing"},
     {"cli"},
     {"__main__"},
 ]

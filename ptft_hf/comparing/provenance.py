@@ -1,0 +1,100 @@
+"""How each number of the report was obtained, and what is missing from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ptft_hf.comparing.pages import Code, Section, Table
+from ptft_hf.comparing.statistics import BOOTSTRAP_SEEDS
+
+Result = Mapping[str, Any]
+
+
+def sections(results: Sequence[Result], margin: float, command: str) -> Iterator[Section]:
+    """Failures, methods, every cell, versions and machines."""
+    finished = [result for result in results if result["status"] == "finished"]
+    failed = [result for result in results if result["status"] == "failed"]
+    if failed:
+        yield Section("Cells that failed", 2, [_failures(failed)])
+    yield Section("How each number was obtained", 2, [Code(command), _methods_used(margin)])
+    if not finished:
+        return
+    yield Section(
+        "Every cell",
+        3,
+        [
+            Table(
+                "Learning rates tried, the one that validation chose, and its test figure; the file holds the rest: "
+                "recipes, settings, fingerprints of data and weights, outcomes of every test example",
+                ["method", "task", "rows", "seed", "tried", "chosen", "test", "file"],
+                [
+                    [
+                        *_place(result["cell"]),
+                        ", ".join(_tried(one) for one in result["tries"]),
+                        f"{result['learning_rate']:g}",
+                        f"{result['test']['metrics'][result['metric']['name']]:.4f}",
+                        result.get("file", "-"),
+                    ]
+                    for result in finished
+                ],
+                left=8,
+            )
+        ],
+    )
+    stacks = {_stack(result): None for result in finished}
+    machines = {_machine(result): None for result in finished}
+    yield Section("Versions and machines", 3, [[*stacks, *machines]])
+
+
+def _failures(failed: Sequence[Result]) -> Table:
+    return Table(
+        "A failure is a result: these are missing above",
+        ["method", "task", "rows", "seed", "error"],
+        [[*_place(result["cell"]), str(result["error"]).strip().splitlines()[0]] for result in failed],
+        left=5,
+    )
+
+
+def _place(cell: Mapping[str, Any]) -> list[str]:
+    size = "all" if cell["size"] is None else f"{cell['size']:,}"
+    return [cell["adapter"]["name"], cell["task"]["name"], size, str(cell["seed"])]
+
+
+def _tried(one: Mapping[str, Any]) -> str:
+    return f"{one['learning_rate']:g}" + (" (failed)" if "error" in one else "")
+
+
+def _stack(result: Result) -> str:
+    return ", ".join(
+        f"{name} {version}" for name, version in {"ptft_hf": result["ptft_hf"], **result["versions"]}.items()
+    )
+
+
+def _machine(result: Result) -> str:
+    hardware = result["hardware"]
+    return (
+        f"{hardware['device']}, {hardware['machine']}, {hardware['threads']} threads, {hardware['processes']} "
+        f"process(es), Python {hardware['python']}, {hardware['system']}"
+    )
+
+
+def _methods_used(margin: float) -> list[str]:
+    return [
+        "A cell is one method, on one task, with one seed and one training set, in a process of its own. Each "
+        "method tries as many learning rates; validation chooses, for every seed anew, and the test set is read "
+        "once, by the chosen run.",
+        "Smaller training sets are stratified, and parts of the larger ones; at a seed all methods get the same "
+        "rows.",
+        f"Intervals are Student's t over seeds (from {BOOTSTRAP_SEEDS} seeds on a symmetric bootstrap-t); those "
+        "of differences are over differences at the same seed. They tell how runs scatter on this test set, and "
+        "are not corrected for their number.",
+        "A method is called better if p is at most 0.05 after Holm's correction over all pairs of the same task, "
+        "model and training-set size; p is the larger of the paired t test's over seeds and, where the metric is "
+        "a mean over test examples, McNemar's over examples (for several runs its clustered form, Durkalski et "
+        "al. 2003).",
+        f"Equivalent within the margin of {margin:g}: two one-sided tests, corrected likewise.",
+        "The test examples, or seeds, that would be needed are those that find a difference as large as the one "
+        "seen with a chance of 80% at the corrected level: an estimate from an estimate.",
+        "Training time leaves out evaluation and saving. Inference is timed on validation rows.",
+    ]

@@ -1,0 +1,264 @@
+"""From cells to conclusions: which of two methods is better, and what to take. Pure functions over the figures."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ptft_hf.comparing import statistics
+from ptft_hf.comparing.statistics import MIN_SEEDS, Interval
+
+ALPHA = 0.05
+MARGIN = 0.01
+"""One point: differences below it are called none. Of most published ones the sign is open at this size."""
+
+Word = Literal["better", "worse", "equivalent", "cannot be separated", "no verdict"]
+COSTS = {
+    "trainable_parameters": "fewest trainable parameters",
+    "peak_memory_mb": "least memory",
+    "seconds": "shortest training",
+    "bytes_on_disk": "least disk",
+}
+
+
+class Condition(NamedTuple):
+    """What two runs must share to be compared."""
+
+    model: str
+    task: str
+    size: int | None
+
+
+class Method(NamedTuple):
+    """The runs of one method under one condition."""
+
+    name: str
+    seeds: tuple[int, ...]
+    quality: npt.NDArray[np.float64]
+    """[S] the metric on the test set, as it is."""
+    outcomes: tuple[npt.NDArray[np.float64], ...]
+    """For each seed [M] a score an example, higher is better."""
+    costs: dict[str, npt.NDArray[np.float64]]
+    """[S] each, by the names of :data:`COSTS`."""
+    higher_is_better: bool
+    rows: tuple[tuple[str, str], ...]
+    """Fingerprints of each seed's training and test rows."""
+
+    @property
+    def goodness(self) -> npt.NDArray[np.float64]:
+        """[S] the metric, turned so that higher is better."""
+        return self.quality if self.higher_is_better else -self.quality
+
+    @property
+    def averages_outcomes(self) -> bool:
+        """Whether the metric is the mean of the outcomes, so that a test over examples is one of the metric."""
+        return bool(np.allclose(self.goodness, [scores.mean() for scores in self.outcomes], atol=1e-6))
+
+
+class Evidence(NamedTuple):
+    """What two methods' runs say about their difference (the first minus the second, higher is better)."""
+
+    first: str
+    second: str
+    differences: npt.NDArray[np.float64]
+    """[S] by seed."""
+    examples: npt.NDArray[np.float64]
+    """[S, M] by seed and example; [1, S * M] if each seed has test rows of its own (cut from its train)."""
+    fits: bool
+    """Whether the metric is the mean over the examples."""
+
+    @property
+    def mcnemar(self) -> float:
+        return statistics.mcnemar_over_runs(self.examples)
+
+    @property
+    def p_value(self) -> float:
+        """Of "no difference": the larger of the seeds' and, where it fits, the examples' p-value.
+
+        A method is called better only if it would be with other seeds *and* with other examples; rejecting both
+        hypotheses at a level keeps that level (an intersection-union test, Berger 1982).
+        """
+        over_seeds = statistics.mean_p_value(self.differences)
+        return max(over_seeds, self.mcnemar) if self.fits else over_seeds
+
+    def equivalence(self, margin: float) -> float:
+        """The p-value of "they differ by the margin or more", over seeds and, where it fits, examples."""
+        mean, count = float(self.differences.mean()), len(self.differences)
+        error = float(self.differences.std(ddof=1)) / count**0.5
+        over_seeds = statistics.equivalence_p_value(mean, error, margin, count - 1)
+        if not self.fits:
+            return over_seeds
+        error = self.deviation / self.examples.shape[1] ** 0.5
+        return max(over_seeds, statistics.equivalence_p_value(mean, error, margin, float("inf")))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the examples' differences, each averaged over the seeds."""
+        return float(self.examples.mean(axis=0).std(ddof=1)) if self.examples.shape[1] > 1 else 0.0
+
+
+class Verdict(NamedTuple):
+    """Two methods in one word, and the figures behind it."""
+
+    first: str
+    second: str
+    word: Word
+    difference: float
+    interval: Interval | None
+    """Over seeds, not corrected for the family; None under three seeds."""
+    p_value: float | None
+    """Of "no difference", corrected for the family; None under three seeds."""
+    mcnemar: float
+    """Over examples, not corrected."""
+    fits: bool
+    seeds: int
+    more_examples: float | None
+    more_seeds: int | None
+
+
+def evidence(first: Method, second: Method) -> Evidence | None:
+    """The differences at the seeds that both have; None if there is none, or the rows were not the same."""
+    common = [seed for seed in first.seeds if seed in second.seeds]
+    a, b = ([method.seeds.index(seed) for seed in common] for method in (first, second))
+    rows = [first.rows[i] for i in a]
+    if not common or rows != [second.rows[i] for i in b]:
+        return None
+    examples = [first.outcomes[i] - second.outcomes[j] for i, j in zip(a, b, strict=True)]
+    same_test = len({test for _, test in rows}) == 1
+    return Evidence(
+        first.name,
+        second.name,
+        first.goodness[a] - second.goodness[b],
+        np.stack(examples) if same_test else np.concatenate(examples)[None],
+        first.averages_outcomes and second.averages_outcomes,
+    )
+
+
+def judge(methods: Sequence[Method], margin: float = MARGIN, alpha: float = ALPHA) -> list[Verdict]:
+    """A verdict for each pair of methods; all pairs are one family, corrected by Holm.
+
+    *Better* or *worse*: the corrected p-value of "no difference" is at most ``alpha``. Otherwise *equivalent*: so
+    is that of "they differ by ``margin`` or more", corrected likewise. Otherwise they *cannot be separated*, and how
+    many more test examples, or seeds, would be needed if the difference seen is the true one. Under three seeds
+    there is *no verdict*.
+
+    Args:
+        methods: The runs under one condition.
+        margin: In units of the metric.
+        alpha: The chance of any wrong claim in the family.
+    """
+    pairs = [evidence(first, second) for first, second in itertools.combinations(methods, 2)]
+    found = [pair for pair in pairs if pair is not None]
+    judged = [pair for pair in found if len(pair.differences) >= MIN_SEEDS]
+    p_values = statistics.holm([pair.p_value for pair in judged])
+    equal = statistics.holm([pair.equivalence(margin) for pair in judged])
+    open_pairs = sum(p > alpha for p in p_values)
+    verdicts = [_without_verdict(pair) for pair in found if len(pair.differences) < MIN_SEEDS]
+    for pair, p_value, p_equal in zip(judged, p_values, equal, strict=True):
+        names, mean = (pair.first, pair.second), float(pair.differences.mean())
+        word: Word = "cannot be separated"
+        if p_value <= alpha:
+            word = "better" if mean > 0 else "worse"
+        elif p_equal <= alpha:
+            word = "equivalent"
+        examples, seeds = _needed(pair, alpha / open_pairs) if word == "cannot be separated" else (None, None)
+        interval = statistics.mean_interval(pair.differences, 1 - alpha)
+        found_seeds = len(pair.differences)
+        verdicts.append(
+            Verdict(
+                *names, word, mean, interval, p_value, pair.mcnemar, pair.fits, found_seeds, examples, seeds
+            )
+        )
+    return verdicts
+
+
+def _needed(pair: Evidence, level: float) -> tuple[float, int | None]:
+    """Test examples and seeds that are missing, at the level at which Holm tests this pair next."""
+    mean = float(pair.differences.mean())
+    examples = statistics.examples_needed(mean, pair.deviation, level) - pair.examples.shape[1]
+    seeds = statistics.seeds_needed(mean, float(pair.differences.std(ddof=1)), level)
+    return max(0.0, examples), None if seeds is None else max(0, seeds - len(pair.differences))
+
+
+def _without_verdict(pair: Evidence) -> Verdict:
+    mean, count = float(pair.differences.mean()), len(pair.differences)
+    return Verdict(
+        pair.first, pair.second, "no verdict", mean, None, None, pair.mcnemar, pair.fits, count, None, None
+    )
+
+
+# ---- what to take ----
+
+
+class Recommendation(NamedTuple):
+    """The cheapest method that is good enough, and whether the runs bear that out."""
+
+    constraint: str
+    method: str
+    best: str
+    """The method with the highest mean."""
+    gap: float
+    """How far the recommended one's mean lies below the best one's, in units of the metric."""
+    cost: float
+    p_value: float | None
+    """Of "it is worse than the best by more than the margin"; None if it cannot be tested."""
+
+    @property
+    def is_sure(self) -> bool:
+        return self.p_value is not None and self.p_value <= ALPHA
+
+
+def recommend(methods: Sequence[Method], cost: str, within: float = MARGIN) -> Recommendation:
+    """Of the methods whose mean is within ``within`` of the best mean, the one that costs least.
+
+    How sure: a one-sided test of non-inferiority to the best, over seeds and, where it fits, over examples.
+
+    Args:
+        methods: The runs under one condition; at least one.
+        cost: One of :data:`COSTS`.
+        within: In units of the metric.
+    """
+    best = max(methods, key=lambda method: float(method.goodness.mean()))
+    top = float(best.goodness.mean())
+    good = [method for method in methods if float(method.goodness.mean()) >= top - within - 1e-12]
+    chosen = min(good, key=lambda method: float(method.costs[cost].mean()))
+    gap = top - float(chosen.goodness.mean())
+    p_value: float | None = 0.0 if chosen is best else None
+    pair = None if chosen is best else evidence(chosen, best)
+    if pair is not None and len(pair.differences) >= MIN_SEEDS:
+        p_value = pair.equivalence(within)  # its far side decides nothing: the gap is not below 0
+    return Recommendation(COSTS[cost], chosen.name, best.name, gap, float(chosen.costs[cost].mean()), p_value)
+
+
+# ---- cells ----
+
+
+def methods_of(results: Sequence[Mapping[str, Any]]) -> dict[Condition, list[Method]]:
+    """Finished cells by condition and method, in the order in which they come."""
+    found: dict[Condition, dict[str, list[Mapping[str, Any]]]] = {}
+    for result in results:
+        if result["status"] == "finished":
+            cell = result["cell"]
+            condition = Condition(cell["model"], cell["task"]["name"], cell["size"])
+            found.setdefault(condition, {}).setdefault(cell["adapter"]["name"], []).append(result)
+    return {
+        condition: [_method(name, cells) for name, cells in methods.items()]
+        for condition, methods in found.items()
+    }
+
+
+def _method(name: str, cells: Sequence[Mapping[str, Any]]) -> Method:
+    metric = cells[0]["metric"]
+    return Method(
+        name,
+        tuple(cell["cell"]["seed"] for cell in cells),
+        np.array([cell["test"]["metrics"][metric["name"]] for cell in cells]),
+        tuple(np.array([float(score) for score in cell["test"]["outcomes"]]) for cell in cells),
+        {cost: np.array([cell["cost"][cost] for cell in cells], dtype=np.float64) for cost in COSTS},
+        metric["higher_is_better"],
+        tuple((cell["data"]["train"]["fingerprint"], cell["data"]["test"]["fingerprint"]) for cell in cells),
+    )
