@@ -248,6 +248,9 @@ def compare(
     margin: Annotated[
         float, typer.Option(min=0.0, help="Smaller differences count as none; 0.01 is a point.")
     ] = 0.01,
+    reference: Annotated[
+        str | None, typer.Option(help="Compare with this adapter alone, not all with all.")
+    ] = None,
     executor: Annotated[str, typer.Option(help="Where cells run: local.")] = "local",
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
@@ -270,17 +273,19 @@ def compare(
         "learning_rates": learning_rates,
         "settings": set_,
     }
-    loaded = comparing.read_grid(
+    grid_ = comparing.read_grid(
         grid, {name: value for name, value in given.items() if value not in (None, [])}
     )
+    grid_.check_reference(reference)
     try:
         results = comparing.run_grid(
-            loaded, output, jobs=jobs, executor=executor, retry_failed=retry_failed, keep_weights=keep_weights
+            grid_, output, jobs=jobs, executor=executor, retry_failed=retry_failed, keep_weights=keep_weights
         )
     except KeyboardInterrupt as stop:
         print("\nstopped; the same command goes on with the cells that are left", file=sys.stderr)
         raise typer.Exit(130) from stop
-    files = comparing.write_report(results, output, margin=margin, command=f"ptft {shlex.join(sys.argv[1:])}")
+    command = f"ptft {shlex.join(sys.argv[1:])}"
+    files = comparing.write_report(results, output, margin=margin, reference=reference, command=command)
     comparing.show(results, margin)
     print(f"{files[0]}\n{files[1]}")
     if all(result["status"] == "failed" for result in results):

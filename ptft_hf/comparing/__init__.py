@@ -20,7 +20,12 @@ TITLE = "Full fine-tuning and PEFT, compared"
 
 
 def write_report(
-    results: Sequence[Mapping[str, Any]], output_dir: str | Path, *, margin: float = 0.01, command: str = ""
+    results: Sequence[Mapping[str, Any]],
+    output_dir: str | Path,
+    *,
+    margin: float = 0.01,
+    reference: str | None = None,
+    command: str = "",
 ) -> tuple[Path, Path]:
     """Write ``report.md`` and ``report.html``: intervals, verdicts, costs, learning curves, and their sources.
 
@@ -28,6 +33,8 @@ def write_report(
         results: What :func:`run_grid` returned.
         output_dir: The folder of the grid.
         margin: Differences below it count as none, in units of the metric; 0.01 is one point of a share.
+        reference: The method that all others are compared with; None compares all with all, and with more pairs
+            each needs more seeds to be told apart.
         command: What was run, to be quoted.
 
     Returns:
@@ -35,7 +42,7 @@ def write_report(
     """
     from ptft_hf.comparing import findings, pages
 
-    sections = findings.findings(results, margin, command)
+    sections = findings.findings(results, margin, command, reference)
     folder = Path(output_dir)
     files = (folder / "report.md", folder / "report.html")
     for file, text in zip(files, (pages.markdown(TITLE, sections), pages.html(TITLE, sections)), strict=True):

@@ -46,19 +46,22 @@ class Group(NamedTuple):
         return f"{self.task} on {self.model}"
 
 
-def findings(results: Sequence[Result], margin: float, command: str) -> list[Section]:
+def findings(
+    results: Sequence[Result], margin: float, command: str, reference: str | None = None
+) -> list[Section]:
     """All sections of the report.
 
     Args:
         results: The cells, finished and failed.
         margin: Differences below it count as none, in units of the metric.
         command: What was run.
+        reference: The method that the others are compared with, if not all with all.
     """
     sections: list[Section] = []
     names = list(dict.fromkeys(result["cell"]["adapter"]["name"] for result in results))
     look = figures.looks(names)
     for group in groups_of(results):
-        sections += [*_of_group(group, look, margin)]
+        sections += [*_of_group(group, look, margin, reference)]
     return [*sections, *provenance.sections(results, margin, command)]
 
 
@@ -85,7 +88,9 @@ def _condition(result: Result) -> Condition:
     return Condition(cell["model"], cell["task"]["name"], cell["size"])
 
 
-def _of_group(group: Group, look: Mapping[str, Look], margin: float) -> Iterator[Section]:
+def _of_group(
+    group: Group, look: Mapping[str, Look], margin: float, reference: str | None
+) -> Iterator[Section]:
     methods = group.by_size[group.largest]
     rows = group.rows[group.largest]
     points = [point_of(method) for method in methods]
@@ -105,7 +110,7 @@ def _of_group(group: Group, look: Mapping[str, Look], margin: float) -> Iterator
             ),
         ],
     )
-    yield Section("Which is better", 3, verdict_parts(group, margin))
+    yield Section("Which is better", 3, verdict_parts(group, margin, reference))
     yield Section("What it costs", 3, _cost_parts(group, points, look))
     if len(group.rows) > 1:
         yield Section("More labels", 3, _curve_parts(group, look))
@@ -158,11 +163,11 @@ def quality_table(group: Group) -> Table:
     )
 
 
-def verdict_parts(group: Group, margin: float) -> list[Part]:
+def verdict_parts(group: Group, margin: float, reference: str | None) -> list[Part]:
     """For each size a table with a sentence a pair."""
     parts: list[Part] = []
     for size in sorted(group.rows, key=group.rows.__getitem__, reverse=True):
-        judged = verdicts.judge(group.by_size[size], margin)
+        judged = verdicts.judge(group.by_size[size], margin, reference=reference)
         order = ("better", "worse", "equivalent", "cannot be separated", "no verdict")
         judged.sort(key=lambda verdict: order.index(verdict.word))
         unit = f", {group.unit.name}" if group.unit.name else ""

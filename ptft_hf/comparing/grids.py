@@ -84,6 +84,18 @@ class Grid(BaseModel):
             )
         ]
 
+    def check_reference(self, reference: str | None) -> None:
+        """Refuse a reference that is not compared.
+
+        Raises:
+            RecipeError: It is none of the adapters.
+        """
+        names = [_name(adapter) for adapter in self.adapters]
+        if reference is not None and reference not in names:
+            raise RecipeError(
+                f"reference: {reference!r} is none of the adapters{did_you_mean(reference, names)}"
+            )
+
     def _rates(self, adapter: int) -> int | list[float]:
         rates = self.learning_rates
         return rates if isinstance(rates, int) else rates[_name(self.adapters[adapter])]

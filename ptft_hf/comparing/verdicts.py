@@ -138,8 +138,10 @@ def evidence(first: Method, second: Method) -> Evidence | None:
     )
 
 
-def judge(methods: Sequence[Method], margin: float = MARGIN, alpha: float = ALPHA) -> list[Verdict]:
-    """A verdict for each pair of methods; all pairs are one family, corrected by Holm.
+def judge(
+    methods: Sequence[Method], margin: float = MARGIN, alpha: float = ALPHA, reference: str | None = None
+) -> list[Verdict]:
+    """A verdict for each pair of methods; the pairs are one family, corrected by Holm.
 
     *Better* or *worse*: the corrected p-value of "no difference" is at most ``alpha``. Otherwise *equivalent*: so
     is that of "they differ by ``margin`` or more", corrected likewise. Otherwise they *cannot be separated*, and how
@@ -150,8 +152,14 @@ def judge(methods: Sequence[Method], margin: float = MARGIN, alpha: float = ALPH
         methods: The runs under one condition.
         margin: In units of the metric.
         alpha: The chance of any wrong claim in the family.
+        reference: The method that all others are compared with; None compares all with all, and with more pairs
+            each needs more seeds to be told apart.
     """
-    pairs = [evidence(first, second) for first, second in itertools.combinations(methods, 2)]
+    couples = list(itertools.combinations(methods, 2))
+    if reference is not None:
+        against = [method for method in methods if method.name == reference]
+        couples = [(method, other) for other in against for method in methods if method is not other]
+    pairs = [evidence(first, second) for first, second in couples]
     found = [pair for pair in pairs if pair is not None]
     judged = [pair for pair in found if len(pair.differences) >= MIN_SEEDS]
     p_values = statistics.holm([pair.p_value for pair in judged])
