@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter, StrMethodFormatter
 
 from ptft_hf.comparing.statistics import Interval
 
@@ -109,6 +109,8 @@ def pareto(
             means = [x for x, _ in spots.values()]
             if min(means) > 0 and max(means) > 5 * min(means):
                 axis.set_xscale("log")
+                axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+                axis.xaxis.set_minor_formatter(NullFormatter())
             else:
                 axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         for axis in (figure.axes[0], figure.axes[2]):

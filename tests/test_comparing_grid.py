@@ -1,0 +1,315 @@
+"""Grids carried out on tiny checkpoints: cells, failures, what is skipped, what is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ptft_hf.comparing import Grid, cells, read_grid, run_grid
+from ptft_hf.comparing.grids import Cell
+from ptft_hf.comparing.running import Job, alone_in
+from ptft_hf.data.subsets import nested_order
+from ptft_hf.errors import OutputError, RecipeError
+from tests.commands import Ptft, ptft  # noqa: F401
+from tests.runs import learner
+
+FAST = ["num_train_epochs=1", "per_device_train_batch_size=8", "bf16=false", "metric_for_best_model=accuracy"]
+
+
+def inline(jobs: Sequence[Job], at_a_time: int) -> Iterator[Job]:
+    """An executor in this process, which has imported everything already."""
+    for job in jobs:
+        cells.write_cell(job.file, cells.run_cell(job.cell, job.runs, keep_weights=job.keep_weights))
+        yield job
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return learner(tmp_path_factory.mktemp("bert"))
+
+
+def make(base: Path, task: Path, **fields: Any) -> Grid:
+    given = {"adapters": ["full/default", "lora/r8_attention"], "sizes": [24], "learning_rates": 2, **fields}
+    return Grid(models=[str(base)], tasks=[str(task)], **{"settings": FAST, **given})
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """Two methods, three seeds, two tries: the folder and its cells."""
+    from tests.conftest import rows, write_rows
+
+    root = tmp_path_factory.mktemp("grid")
+    for name, count, seed in (("train", 48, 1), ("dev", 16, 2), ("test", 16, 3)):
+        write_rows(root / f"{name}.jsonl", rows(count, seed))
+    files = "{train: train.jsonl, validation: dev.jsonl, test: test.jsonl}"
+    task = root / "task.yaml"
+    task.write_text(f"family: sequence_classification\ndata: {{path: json, data_files: {files}}}\n")
+    return root, run_grid(make(base, task), root / "out", executor=inline)
+
+
+def test_a_cell_says_all_of_itself(ran):
+    root, results = ran
+    assert [(r["cell"]["adapter"]["name"], r["cell"]["seed"]) for r in results] == [
+        (name, seed) for seed in range(3) for name in ("full/default", "lora/r8_attention")
+    ]
+    for result in results:
+        assert json.loads((root / "out" / result["file"]).read_text("utf-8")) == {
+            name: value for name, value in result.items() if name != "file"
+        }
+        outcomes = result["test"]["outcomes"]
+        assert len(outcomes) == 16 and set(outcomes) <= {"0", "1"}
+        assert outcomes.count("1") / 16 == result["test"]["metrics"]["accuracy"]
+        assert result["data"]["train"]["rows"] == 24
+        tries = [one["validation"]["accuracy"] for one in result["tries"]]
+        best = [one["learning_rate"] for one in result["tries"]][int(np.argmax(tries))]
+        assert result["learning_rate"] == best == result["settings"]["learning_rate"]
+        assert result["cost"]["peak_memory_mb"] > 50 and result["cost"]["bytes_on_disk"] > 1000
+        assert result["cost"]["tokens_per_second"] > result["cost"]["examples_per_second"] > 0
+    full, lora = results[:2]
+    assert (
+        full["data"] == lora["data"] and full["data"] != results[2]["data"]
+    )  # the seed's rows, for all methods
+    assert [one["learning_rate"] for one in full["tries"]] == [5e-5, 1.5e-4]
+    assert full["cost"]["inference_examples_per_second"]["merged"] is None
+    assert lora["cost"]["inference_examples_per_second"]["merged"] > 0
+    assert lora["cost"]["trainable_parameters"] < full["cost"]["trainable_parameters"]
+    assert not (root / "out" / "runs").exists()  # no weights are left
+    assert str(root) not in json.dumps([{**r, "cell": None} for r in results])
+
+
+def test_finished_cells_are_not_run_again_and_an_edited_recipe_is(ran, base: Path):
+    root, results = ran
+    grid = make(base, root / "task.yaml")
+
+    def nothing(jobs: Sequence[Job], at_a_time: int) -> Iterator[Job]:
+        assert jobs == []
+        yield from ()
+
+    assert run_grid(grid, root / "out", executor=nothing) == results
+    keys = {cell.key for cell in grid.cells()}
+    edited = make(base, root / "task.yaml", settings=[*FAST, "adapter.layerwise_lr_decay=0.9"])
+    assert not keys & {cell.key for cell in edited.cells()}
+    assert all(Cell.from_dict(json.loads(json.dumps(cell.to_dict()))) == cell for cell in grid.cells())
+
+
+def test_a_try_does_not_look_at_the_test_set(ran, base: Path, tmp_path: Path):
+    root, _ = ran
+    cell = make(base, root / "task.yaml").cells()[0]
+    _, record = cells.run_try(cell, 1e-4, tmp_path / "run")
+    assert list(record["metrics"]) == list(record["report"]) == ["validation"]
+    assert "test (" not in (tmp_path / "run" / "README.md").read_text("utf-8")
+
+
+def test_a_rate_with_which_training_diverges_is_a_try_that_failed(ran, base: Path, tmp_path: Path):
+    root, _ = ran
+    rates = {"full/default": [1e30, 1e-4]}
+    grid = make(
+        base, root / "task.yaml", adapters=["full/default"], seeds=[0], learning_rates=rates,
+        settings=[*FAST, "max_grad_norm=1e30"],
+    )  # fmt: skip
+    (result,) = run_grid(grid, tmp_path / "out", executor=inline, keep_weights=True)
+    assert "diverged" in result["tries"][0]["error"] and result["learning_rate"] == 1e-4
+    (kept,) = (tmp_path / "out" / "runs").glob("*/*")
+    assert kept.name == "learning_rate-0.0001" and (kept / "model.safetensors").is_file()
+
+
+def test_rates_lie_around_the_methods_own():
+    assert cells.rates_around(1e-3, 1) == [1e-3]
+    assert cells.rates_around(1e-3, 3) == [1e-3, 3e-3, 3.33e-4]
+    assert cells.rates_around(5e-5, 5) == [5e-5, 1.5e-4, 1.67e-5, 4.5e-4, 5.56e-6]
+
+
+# ---- processes ----
+
+
+def test_cells_run_in_processes_of_their_own_and_a_failure_is_a_result(
+    ptft: Ptft, base: Path, task_file: Path, tmp_path: Path  # noqa: F811
+):  # fmt: skip
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("family: lora\nr: 4\ntarget_modules: [no_such_module]\n")
+    flags = [
+        "--model",
+        base,
+        "--task",
+        task_file,
+        "--output",
+        tmp_path / "out",
+        "--seeds",
+        "0",
+        "--jobs",
+        "2",
+    ]
+    flags += ["--adapters", f"partial/head_only,{broken}", "--learning-rates", "1", "--sizes", "24"]
+    flags += [part for setting in FAST for part in ("--set", setting)]
+    done = ptft("compare", *flags)
+    assert done.code == 0, done.err
+    assert "[2/2]" in done.err and "FAILED" in done.err
+    assert "partial/head_only" in done.out and "report.html" in done.out and "1 of 2 cells failed" in done.out
+    results = [json.loads(file.read_text("utf-8")) for file in (tmp_path / "out" / "cells").iterdir()]
+    (bad,) = (result for result in results if result["status"] == "failed")
+    assert "PEFT cannot put LORA" in bad["error"] and "Traceback" not in bad["error"]
+    assert len(list((tmp_path / "out" / "logs").iterdir())) == 1  # the failed one's
+    assert "PEFT cannot put LORA" in (tmp_path / "out" / "report.md").read_text("utf-8")
+    again = ptft("compare", *flags)
+    assert "2 of 2 cells are there already" in again.err and "[1/" not in again.err
+
+
+@pytest.mark.slow
+def test_a_grid_that_is_killed_and_run_again_gives_the_same_files(
+    base: Path, task_file: Path, tmp_path: Path
+):
+    command = [sys.executable, "-m", "ptft_hf", "compare", "--model", str(base), "--task", str(task_file)]
+    command += ["--adapters", "full/default,lora/r8_attention", "--seeds", "0,1", "--learning-rates", "2"]
+    command += [part for setting in FAST for part in ("--set", setting)]
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*command, "--output", str(tmp_path / name)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    assert start("whole").wait() == 0
+    expected = sorted(p.name for p in (tmp_path / "whole" / "cells").iterdir())
+    for wanted in (0, 1, 3):  # in the first cell, and after the first and the third
+        process = start("killed")
+        limit = time.monotonic() + 200
+        folder = tmp_path / "killed"
+        while not (any(folder.glob("runs/*/*")) and len(list(folder.glob("cells/*.json"))) >= wanted):
+            assert process.poll() is None and time.monotonic() < limit
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(1.0)
+        with alone_in(folder):  # nothing of it is still at work
+            assert len(list(folder.glob("cells/*.json"))) < len(expected)
+    assert start("killed").wait() == 0
+    assert sorted(p.name for p in tmp_path.glob("killed/*")) == sorted(
+        p.name for p in tmp_path.glob("whole/*")
+    )
+    assert sorted(p.name for p in (tmp_path / "killed" / "cells").iterdir()) == expected
+    for name in expected:
+        one, other = (untimed(tmp_path / folder / "cells" / name) for folder in ("whole", "killed"))
+        assert one == other
+
+
+def untimed(file: Path) -> dict[str, Any]:
+    """A cell without what was measured."""
+    result = json.loads(file.read_text("utf-8"))
+    for one in result["tries"]:
+        del one["seconds"]
+    return {name: value for name, value in result.items() if name not in cells.MEASURED}
+
+
+def test_one_comparison_at_a_time_in_a_folder(tmp_path: Path):
+    with (
+        alone_in(tmp_path),
+        pytest.raises(OutputError, match="another comparison is running in it"),
+        alone_in(tmp_path),
+    ):
+        pass
+    with alone_in(tmp_path):
+        pass
+
+
+# ---- grids ----
+
+
+def test_a_grid_from_yaml_and_flags(tmp_path: Path, task_file: Path):
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        "models: [m]\ntasks: [task.yaml]\nadapters: [full/default]\nsizes: [500, all]\nseeds: [3]\n"
+    )
+    grid = read_grid(file, {"seeds": [1, 2]})
+    assert (grid.seeds, grid.sizes, grid.tasks) == ([1, 2], [500, "all"], [str(task_file)])
+    assert [(cell.size, cell.seed) for cell in grid.cells()] == [(500, 1), (500, 2), (None, 1), (None, 2)]
+
+
+def test_every_fault_of_a_grid_is_reported_at_once(tmp_path: Path):
+    file = tmp_path / "grid.yaml"
+    file.write_text("modles: [m]\ntasks: []\nadapters: [full/default]\nsizes: [-1]\n")
+    with pytest.raises(RecipeError) as caught:
+        read_grid(file, {"seeds": ["one"]})
+    text = str(caught.value)
+    for part in (
+        "modles: unknown key (did you mean 'models'?)",
+        "models: is missing",
+        "tasks:",
+        "sizes:",
+        "seeds:",
+    ):
+        assert part in text
+    grid = Grid(
+        models=["m", "m"], tasks=["sequence_classification/sst2"], adapters=["full/default", "lora/r8_attention"],
+        sizes=["most"], learning_rates={"full/defualt": [1e-4]}, settings=["learning_rate=1"],
+    )  # fmt: skip
+    with pytest.raises(RecipeError) as caught:
+        grid.cells()
+    text = str(caught.value)
+    for part in (
+        "models: m is given twice",
+        "'most' is neither a number of rows nor 'all'",
+        "give learning_rates",
+        "'full/defualt' is none of the adapters (did you mean 'full/default'?)",
+        "'lora/r8_attention' has none",
+    ):
+        assert part in text
+    bad = Grid(models=["m"], tasks=["no/task"], adapters=["no/adapter"])
+    with pytest.raises(RecipeError, match=r"(?s)no/task.*no/adapter"):
+        bad.cells()
+    with pytest.raises(RecipeError, match="executor: 'moon' is none of local"):
+        run_grid(bad, tmp_path / "out", executor="moon")
+
+
+def test_the_command_refuses_without_a_traceback(ptft: Ptft, tmp_path: Path):  # noqa: F811
+    done = ptft("compare", "--model", "m", "--output", tmp_path / "out", "--seeds", ",")
+    assert done.code == 2 and "seeds: ',' names none" in done.err and "Traceback" not in done.err
+    done = ptft("compare", tmp_path / "none.yaml", "--output", tmp_path / "out")
+    assert done.code == 2 and "there is no such file" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_path_may_begin_with_a_variable(monkeypatch: pytest.MonkeyPatch, base: Path, task_file: Path):
+    text = task_file.read_text("utf-8")
+    for name in ("train", "dev", "test"):
+        text = text.replace(f" {name}.jsonl", f" $PLACE/{name}.jsonl")
+    task_file.write_text(text, encoding="utf-8")
+    monkeypatch.delenv("PLACE", raising=False)
+    with pytest.raises(RecipeError, match=r"\$PLACE/train.jsonl: the environment variable is not set"):
+        make(base, task_file).cells()
+    monkeypatch.setenv("PLACE", str(task_file.parent))
+    (cell, *_) = make(base, task_file).cells()
+    assert cell.to_dict()["task"]["data"]["data_files"]["train"] == "$PLACE/train.jsonl"
+    _, record = cells.run_try(cell, 1e-4, task_file.parent / "run")
+    assert record["data"]["train"]["rows"] == 24
+
+
+# ---- subsets ----
+
+
+def test_smaller_sets_are_nested_stratified_and_hold_every_label():
+    labels = ["a"] * 700 + ["b"] * 250 + ["c"] * 49 + ["d"]
+    order = nested_order(labels, 0)
+    assert sorted(order) == list(range(1000)) and order == nested_order(labels, 0) != nested_order(labels, 1)
+    for size in (4, 50, 200, 500):
+        counts = {label: sum(labels[row] == label for row in order[:size]) for label in "abcd"}
+        assert counts["d"] == 1
+        for label, share in (("a", 0.7), ("b", 0.25), ("c", 0.049)):
+            assert counts[label] >= 1 and abs(counts[label] - share * size) <= 4
+
+
+def test_rows_of_many_labels_are_covered_too():
+    tags = [["O"] * 5] * 90 + [["O", "B-x", "I-x"]] * 8 + [["O", "B-y"]] * 2
+    first = nested_order(tags, 3)[:10]
+    assert {tag for row in first for tag in tags[row]} == {"O", "B-x", "I-x", "B-y"}
+    assert sum(len(set(tags[row])) == 1 for row in first) >= 6
+    assert sorted(nested_order([0.5, 1.0, 2.5], 0)) == [0, 1, 2]
+    assert nested_order([[], ["a"]], 0)[0] == 1

@@ -1,0 +1,199 @@
+"""What the report says of given cells, and that nothing of it leaves the page or breaks it."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ptft_hf.comparing import findings, verdicts, words, write_report
+from ptft_hf.comparing.words import POINTS
+from tests.cells import cell, failed, grid
+
+EVIL = '<script src="https://evil.example/x.js">alert(1)</script> & $x_$ | `b`'
+
+
+def right(share: float, rows: int = 100) -> np.ndarray:
+    return np.arange(rows) < round(share * rows)
+
+
+def only_group(results: list) -> findings.Group:
+    (group,) = findings.groups_of(results)
+    return group
+
+
+def judged(results: list, **options) -> list[verdicts.Verdict]:
+    (methods,) = verdicts.methods_of(results).values()
+    return verdicts.judge(methods, **options)
+
+
+def said(results: list) -> str:
+    (verdict,) = judged(results)
+    return words.verdict(verdict, POINTS, 0.01)
+
+
+def test_better_and_worse_in_words():
+    ten = [cell("a", s, right(0.9 + 0.001 * s, 1000)) for s in range(3)]
+    ten += [cell("b", s, right(0.8 + 0.002 * s, 1000)) for s in range(3)]
+    assert said(ten) == "a is better than b, by 9.9 points"
+    assert said(ten[3:] + ten[:3]) == "b is worse than a, by 9.9 points"
+
+
+def test_equivalent_in_words():
+    same = [cell(name, s, right(0.9, 1000)) for name in "ab" for s in range(3)]
+    assert said(same) == "a and b are equivalent within 1.0 points"
+
+
+def test_no_verdict_under_three_seeds():
+    two = [cell("a", s, right(0.99)) for s in range(2)] + [cell("b", s, right(0.1)) for s in range(2)]
+    assert said(two) == "no verdict on a and b: 2 seeds, and at least 3 are needed"
+    assert judged(two)[0].mcnemar < 1e-6
+
+
+def test_what_cannot_be_separated_says_what_would_be_needed():
+    unclear = grid({"a": 0.78, "b": 0.80}, 3, rows=200, draw=3)
+    assert re.fullmatch(
+        r"a and b cannot be separated: about [\d,]+ more test examples and about [\d,]+ more seeds? would be "
+        r"needed to show \d+\.\d points",
+        said(unclear),
+    )
+    (verdict,) = judged(unclear)
+    assert verdict.more_examples is not None and verdict.more_examples > 0
+
+
+def test_rows_that_are_not_the_same_are_not_compared():
+    other = [cell("b", s, right(0.5)) for s in range(3)]
+    for result in other:
+        result["data"]["train"]["fingerprint"] = "another subset"
+    assert judged([*(cell("a", s, right(0.9)) for s in range(3)), *other]) == []
+
+
+def test_test_rows_that_differ_by_seed_are_examples_of_their_own():
+    results = [cell(name, s, right(0.9 - 0.3 * (name == "b"), 50 + s)) for name in "ab" for s in range(3)]
+    for result in results:
+        result["data"]["test"]["fingerprint"] = f"cut {result['cell']['seed']}"
+    (methods,) = verdicts.methods_of(results).values()
+    found = verdicts.evidence(*methods)
+    assert found is not None and found.examples.shape == (1, 50 + 51 + 52)
+
+
+def test_a_reference_makes_a_family_of_its_own_pairs():
+    results = grid({"a": 0.6, "b": 0.7, "c": 0.8, "d": 0.75}, 3)
+    pairs = [(v.first, v.second) for v in judged(results, reference="c")]
+    assert pairs == [("a", "c"), ("b", "c"), ("d", "c")]
+    assert len(judged(results)) == 6
+
+
+def test_lower_is_better_for_errors():
+    results = [cell("a", s, right(0.5), metric="mse", value=2.0 + 0.01 * s) for s in range(3)]
+    results += [cell("b", s, right(0.5), metric="mse", value=1.0 - 0.01 * s) for s in range(3)]
+    (verdict,) = judged(results)
+    assert verdict.word == "worse" and verdict.difference == pytest.approx(-1.02)
+    assert only_group(results).unit.name == ""
+    assert "Within 0.0100 of the best with the least memory: b" in findings.recommendations(
+        only_group(results), 0.01
+    )[1].replace(",", "")
+
+
+def test_a_recommendation_takes_the_cheapest_that_is_good_enough_and_says_how_sure_it_is():
+    big = [cell("big", s, right(0.900, 1000), peak_memory_mb=900) for s in range(3)]
+    small = [cell("small", s, right(0.895, 1000), peak_memory_mb=300) for s in range(3)]
+    poor = [cell("poor", s, right(0.5, 1000), peak_memory_mb=10) for s in range(3)]
+    (methods,) = verdicts.methods_of(big + small + poor).values()
+    found = verdicts.recommend(methods, "peak_memory_mb", 0.01)
+    assert (found.method, found.best, found.cost) == ("small", "big", 300)
+    assert (
+        found.gap == pytest.approx(0.005) and not found.is_sure
+    )  # a constant gap: no scatter to judge it by
+    assert verdicts.recommend(methods, "peak_memory_mb", 0.001).method == "big"
+    close = [cell("small", s, right(0.9 - 0.0005 * (s % 2), 20_000), peak_memory_mb=300) for s in range(3)]
+    wide = [cell("big", s, right(0.9, 20_000), peak_memory_mb=900) for s in range(3)]
+    (methods,) = verdicts.methods_of(wide + close).values()
+    assert verdicts.recommend(methods, "peak_memory_mb", 0.01).is_sure
+
+
+# ---- the page ----
+
+
+class Tags(HTMLParser):
+    """Elements, and everything that could fetch something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "data", "action", "srcset"):
+                self.links.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Two tasks, four sizes, an evil name, a failure: both reports' text."""
+    results = grid({"full/default": 0.8, "lora/r8": 0.79, "_head": 0.7}, 3, sizes=(100, 200, 400, 800))
+    for seed in range(3):
+        results += [
+            cell(EVIL, seed, right(0.6), task=EVIL),
+            cell("full/default", seed, right(0.7), task=EVIL),
+        ]
+    results.append(failed("lora/r8", 1, f"ModelError: {EVIL}"))
+    folder = tmp_path_factory.mktemp("report")
+    markdown, page = write_report(results, folder, command=f"ptft compare '{EVIL}'")
+    return markdown.read_text("utf-8"), page.read_text("utf-8")
+
+
+def test_no_request_leaves_the_page(report: tuple[str, str]):
+    tags = Tags()
+    tags.feed(report[1])
+    assert tags.links and all(link.startswith("#") for link in tags.links)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(tags.names)
+    assert "default-src 'none'" in report[1]
+    without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", report[1])
+    assert re.findall(r"url\((?!#)|@import|@font-face", without_namespaces) == []
+    assert set(re.findall(r"https?://[\w.]+", without_namespaces)) == {
+        "https://evil.example"
+    }  # as text alone
+
+
+def test_pictures_are_in_the_page_and_their_ids_do_not_clash(report: tuple[str, str]):
+    tags = Tags()
+    tags.feed(report[1])
+    assert (
+        tags.names.count("svg") == 3 + 2
+    )  # quality and cost of both tasks, curves of the one with four sizes
+    assert len(tags.ids) == len(set(tags.ids))
+
+
+def test_names_are_text_in_both_reports(report: tuple[str, str]):
+    markdown, page = report
+    assert "<script" not in page and "&lt;script src=" in page
+    assert "<script" not in markdown.replace("\\<script", "").replace(f"ptft compare '{EVIL}'", "")
+    rows = [line for line in markdown.splitlines() if line.startswith("| ")]
+    heads = [i for i, line in enumerate(rows) if line.startswith("| --- |")]
+    for i in heads:  # a bar in a name makes no column
+        columns = rows[i].count("|")
+        assert len(re.findall(r"(?<!\\)\|", rows[i + 1])) == columns
+
+
+def test_the_report_says_what_it_must(report: tuple[str, str]):
+    for text in (re.sub(r"\\(.)", r"\1", report[0]), report[1]):
+        assert "lora/r8" in text and "cannot be separated" in text
+        assert "Forecast of test accuracy with 1,600 training rows" in text and "800 rows hidden" in text
+        assert "Cells that failed" in text and "ModelError" in text
+        assert "0.001, 0.003 (failed)" in text  # the tries of a cell
+        assert "torch 2.13.0" in text and "neg" in text
+        assert "cells/lora-r8-2.json" in text
+
+
+def test_no_finished_cell_makes_a_report_all_the_same(tmp_path: Path):
+    markdown, _ = write_report([failed("a", 0, "it broke")], tmp_path)
+    assert "it broke" in markdown.read_text("utf-8")
