@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ptft_hf.errors import CheckpointError, RoundTripError
+from ptft_hf.models import adapter_kind, plain_model
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
@@ -197,16 +198,16 @@ def rotate(folder: Path, keep: int | None, best_step: int | None) -> None:
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, state_dict: Mapping[str, Any] | None = None) -> None:
-    """Weights as safetensors, configuration and tokenizer. Beside a PEFT adapter stands the configuration of
-    the model that it belongs to: labels and padding token, without which no one could use it."""
+    """Weights as safetensors, configuration and tokenizer. Beside an adapter stands the configuration of the
+    model that it belongs to: labels and padding token, without which no one could use it."""
     folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(model, "peft_config"):
-        # "auto" would ask the Hub whether the vocabulary has grown.
-        model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
-        model.get_base_model().config.save_pretrained(folder)
+    kind = adapter_kind(model)
+    # "auto" would ask the Hub whether the vocabulary has grown.
+    options = {"save_embedding_layers": False} if kind == "peft" else {}
+    model.save_pretrained(folder, state_dict=state_dict, **options)
+    if kind is not None:
+        plain_model(model).config.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; ours is written at the end
-    else:
-        model.save_pretrained(folder, state_dict=state_dict)
     tokenizer.save_pretrained(folder)
 
 

@@ -46,7 +46,7 @@ def train(
     adapter: Annotated[
         str,
         typer.Option(
-            help="Adapter recipe: a name from `ptft ls adapters`, a YAML file, or the folder of an earlier PEFT run."
+            help="Adapter recipe: a name from `ptft ls adapters`, a YAML file, or the folder of an earlier adapter."
         ),
     ],
     output: Annotated[Path, typer.Option(help="The folder that becomes the final model.")],
@@ -62,7 +62,7 @@ def train(
     """Fine-tune a checkpoint, choose the best step on validation, test once, save, and prove the save."""
     from ptft_hf import recipes
 
-    if not (Path(adapter) / "adapter_config.json").is_file():
+    if recipes.saved_adapter_kind(adapter) is None:
         recipes.load_run(task, adapter, set_ or [])  # every fault of the recipes, before torch is imported
     from ptft_hf.training import train as run
 

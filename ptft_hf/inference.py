@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ptft_hf import checkpoints, data, models, recipes, report, tasks
+from ptft_hf.adapters import bottleneck
 from ptft_hf.errors import CheckpointError, DataError, ModelError, OutputError
 
 BATCH_SIZE = 32
@@ -22,7 +23,8 @@ class TrainedModel:
     """What :func:`ptft_hf.train` and :func:`ptft_hf.load` give: a model, its tokenizer and its task.
 
     Attributes:
-        model: A ``transformers`` model, or a ``peft.PeftModel``, in evaluation mode and float32.
+        model: A ``transformers`` model, a ``peft.PeftModel`` or our ``BottleneckModel``, in evaluation mode and
+            float32.
         tokenizer: Its tokenizer.
         task: The task family with labels and thresholds.
         run: The content of ``run.json``: recipes, settings, data, metrics.
@@ -158,9 +160,9 @@ class TrainedModel:
         """The adapter's update added into a copy of the base: a plain ``transformers`` model.
 
         Raises:
-            CheckpointError: This is no PEFT result, or the method cannot be merged.
+            CheckpointError: This is no adapter, or the method cannot be merged.
         """
-        if not hasattr(self.model, "peft_config"):
+        if models.adapter_kind(self.model) is None:
             raise CheckpointError(f"{self.path}: this is no adapter but a whole model already")
         import copy
 
@@ -168,9 +170,8 @@ class TrainedModel:
             with models.quiet():
                 merged = copy.deepcopy(self.model).merge_and_unload()
         except (AttributeError, ValueError, NotImplementedError) as error:
-            raise CheckpointError(
-                f"{self.path}: {self.run['adapter'].get('peft_type')} cannot be merged on this model: {error}"
-            ) from error
+            method = self.run["adapter"].get("peft_type", self.run["adapter"]["family"])
+            raise CheckpointError(f"{self.path}: {method} cannot be merged on this model: {error}") from error
         run = {**self.run, "merged_from": str(self.path)}
         return TrainedModel(merged.eval(), self.tokenizer, self.task, run, self.path)
 
@@ -195,7 +196,7 @@ class TrainedModel:
                 if (self.path / name).is_file():
                     shutil.copyfile(self.path / name, staging / name)
             run = {**self.run, "output_dir": str(folder)}
-            card = report.model_card(run, hasattr(self.model, "peft_config"))
+            card = report.model_card(run, models.adapter_kind(self.model))
             checkpoints.write_text(staging / "README.md", card)
             checkpoints.write_text(staging / "run.json", json.dumps(run, indent=1))
             if folder.exists():
@@ -265,7 +266,8 @@ def load_weights(
     folder: Path, run: Mapping[str, Any], base: str | None, task: tasks.Task, verify: bool
 ) -> Any:
     """The model of a run folder, by the same calls that the model card shows; a LoRA head stays in float32."""
-    if not (folder / "adapter_config.json").is_file():
+    kind = recipes.saved_adapter_kind(folder)
+    if kind is None:
         if base is not None:
             raise CheckpointError(f"{folder}: a whole model, without a base that could have moved to {base}")
         options = options_of_whole(run["model"])
@@ -285,6 +287,8 @@ def load_weights(
             f"{reference}: not the base that this adapter was trained on (its weights' fingerprint is "
             f"{loaded.fingerprint[:23]}..., not {facts['fingerprint'][:23]}...); pass the right one as model"
         )
+    if kind == "bottleneck":
+        return bottleneck.load(loaded.model.float(), folder)
     with models.reading(str(folder)):
         import peft
 

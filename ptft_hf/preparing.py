@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ptft_hf import adapters, checkpoints, data, models, recipes, report, settings, tasks
+from ptft_hf.adapters import adapterhub
 from ptft_hf.errors import DataError, ModelError, RecipeError, did_you_mean
 from ptft_hf.models import plain_model
 
@@ -51,9 +52,13 @@ def make_plan(model: str, task: Any, adapter: Any, given: Mapping[str, Any] | Se
     """
     pairs = [f"{k}={json.dumps(v)}" for k, v in given.items()] if isinstance(given, Mapping) else list(given)
     config, earlier = None, None
-    if isinstance(adapter, str | Path) and (Path(adapter) / "adapter_config.json").is_file():
+    kind = recipes.saved_adapter_kind(adapter)
+    if kind is not None:
         earlier = Path(adapter)
-        adapter = recipes.adapter_from_dict(checkpoints.read_json(earlier / "run.json")["adapter"])
+        if kind == "adapterhub":
+            adapter = adapterhub.recipe_of_folder(earlier)
+        else:
+            adapter = recipes.adapter_from_dict(checkpoints.read_json(earlier / "run.json")["adapter"])
     elif not isinstance(adapter, str | Path | recipes.AdapterRecipe):
         config, adapter = adapter, adapters.recipe_of_config(adapter)
     the_task, the_adapter, overrides = recipes.load_run(task, adapter, pairs)

@@ -155,18 +155,24 @@ CARD = """---
 
 ## Use it
 
-With plain {plain}:
-
-```python
-{code}
-```
-
-With `ptft_hf`, which also checks the files{and_base}:
+{upstream}With `ptft_hf`, which also checks the files{and_base}:
 
 ```python
 {load}
 print(model.predict([{example}]))
 ```
+"""
+
+UPSTREAM = """With plain {plain}:
+
+```python
+{code}
+```
+
+"""
+
+OURS_ALONE = """Plain `peft` has no bottleneck adapters and cannot load this one.
+
 """
 
 FULL_CODE = """import torch
@@ -206,32 +212,39 @@ from ptft_hf import load
 model = load(snapshot_download({folder!r}))"""
 
 
-def model_card(run: Mapping[str, Any], is_peft: bool, repository: str | None = None) -> str:
-    """README.md of an output folder, with the lines that load it by upstream's libraries alone; from the Hub,
-    where it stands in a ``repository`` there."""
+def model_card(run: Mapping[str, Any], kind: str | None, repository: str | None = None) -> str:
+    """README.md of an output folder, with the lines that load it by upstream's libraries alone, where they can;
+    from the Hub, where it stands in a ``repository`` there. ``kind`` is as :func:`ptft_hf.models.adapter_kind`'s."""
     facts, pair = run["model"], "text_pair" in run["data"]["columns"]
     folder = repository or run["output_dir"]
     text, other = '"A sentence to classify."', '"Another one."'
     return CARD.format(
-        header=_header(run, is_peft),
+        header=_header(run, kind),
         title=f"{_short(facts)}, {run['task']['name'].removesuffix('.yaml')}",
         what=_what(run),
         figures=_figures(run),
         facts=_facts(run),
-        plain="`peft` and `transformers`" if is_peft else "`transformers`",
-        code=_code(facts, folder, is_peft, f"[{text}], [{other}]" if pair else f"[{text}]"),
-        and_base=" and the base" if is_peft else "",
+        upstream=OURS_ALONE
+        if kind == "bottleneck"
+        else UPSTREAM.format(
+            plain="`peft` and `transformers`" if kind else "`transformers`",
+            code=_code(facts, folder, bool(kind), f"[{text}], [{other}]" if pair else f"[{text}]"),
+        ),
+        and_base=" and the base" if kind else "",
         load=(LOAD_FROM_HUB if repository else LOAD).format(folder=folder),
         example=f'{{"text": {text}, "text_pair": {other}}}' if pair else text,
     )
 
 
-def _header(run: Mapping[str, Any], is_peft: bool) -> str:
+LIBRARY = {None: "transformers", "bottleneck": "ptft_hf"}
+
+
+def _header(run: Mapping[str, Any], kind: str | None) -> str:
     """YAML front matter. The Hub takes as ``base_model`` nothing but the name of a model that it has."""
     import yaml
 
     source = run["model"]["source"]
-    header: dict[str, Any] = {"library_name": "peft" if is_peft else "transformers"}
+    header: dict[str, Any] = {"library_name": LIBRARY.get(kind, kind)}
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists():
         header["base_model"] = source
     return yaml.safe_dump({**header, "tags": ["ptft_hf", run["task"]["family"]]}, sort_keys=False)

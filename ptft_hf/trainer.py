@@ -24,8 +24,9 @@ from torch import nn
 from transformers.trainer_utils import EvalLoopOutput
 
 from ptft_hf import checkpoints, inference, report
+from ptft_hf.adapters.bottleneck import HookedAdapters
 from ptft_hf.errors import RecipeError
-from ptft_hf.models import depths, plain_model, trunk_of
+from ptft_hf.models import adapter_kind, depths, plain_model, trunk_of
 from ptft_hf.recipes import AdapterRecipe
 from ptft_hf.resuming import RunningState, check_best
 from ptft_hf.sampling import EpochSampler
@@ -244,7 +245,16 @@ class Trainer(transformers.Trainer):
         path = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
         check_best(path)
         self.state.best_model_checkpoint = str(path)
-        super()._load_best_model()
+        if adapter_kind(self.model) == "bottleneck":
+            self.model.load_weights(path)
+        else:
+            super()._load_best_model()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if adapter_kind(self.model) == "bottleneck":  # of adapters, upstream knows PEFT's alone
+            self.model.load_weights(Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # A run that was killed after early stopping had ended it is resumed with nothing left to train.
@@ -262,10 +272,12 @@ def without_dropout(model: nn.Module) -> list[nn.Module]:
     """Modules of the frozen part of the trunk, to be kept out of training mode so that their dropout is off.
 
     Frozen weights cannot co-adapt, and drawing dropout's random numbers is a fifth of a CPU step. A layer
-    with trained pretrained weights keeps its dropout, as do PEFT's layers and the head.
+    with trained pretrained weights keeps its dropout, as do adapters and the head.
     """
     own: tuple[type, ...] = ()
-    if hasattr(model, "peft_config"):  # importing peft takes seconds
+    if adapter_kind(model) == "bottleneck":
+        own = (HookedAdapters,)
+    elif adapter_kind(model) == "peft":  # importing peft takes seconds
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils.other import AuxiliaryTrainingWrapper
 

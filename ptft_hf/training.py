@@ -40,7 +40,8 @@ def train(
         model: Hub id, ``name@revision``, or folder of the pretrained checkpoint.
         task: Catalogue name or YAML file of a task recipe, or the recipe itself.
         adapter: Catalogue name or YAML file of an adapter recipe, the recipe itself, any ``peft.PeftConfig``,
-            or the folder of an earlier PEFT run, whose adapter and head are trained further.
+            or the folder of an earlier run with PEFT or bottleneck adapters (or of an adapter that AdapterHub's
+            library saved), which is trained further with its head.
         output_dir: The folder that becomes the final model.
         data: Used instead of the recipe's ``data``: a ``DatasetDict``, a file, a folder or a hub id.
         seed: Of the head's initial weights, the order of rows, dropout, and any split that is made.
@@ -248,7 +249,7 @@ def finish(
     record["proof"] = proof
     record["training"]["bytes_on_disk"] = sum(p.stat().st_size for p in staging.iterdir())
     (staging / "README.md").write_text(
-        report.model_card(record, hasattr(model, "peft_config")), encoding="utf-8"
+        report.model_card(record, models.adapter_kind(model)), encoding="utf-8"
     )
     report.curves(
         folder / "metrics.jsonl",

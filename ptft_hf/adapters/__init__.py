@@ -12,7 +12,14 @@ from enum import Enum
 from typing import Any, Protocol
 
 from ptft_hf.errors import RecipeError
-from ptft_hf.recipes import AdapterRecipe, FullRecipe, PartialRecipe, PeftRecipe, peft_config_names
+from ptft_hf.recipes import (
+    AdapterRecipe,
+    BottleneckRecipe,
+    FullRecipe,
+    PartialRecipe,
+    PeftRecipe,
+    peft_config_names,
+)
 from ptft_hf.recipes.models import PEFT_SET_BY_THE_RUN
 
 
@@ -21,8 +28,6 @@ class Adapter(Protocol):
 
     learning_rate: float
     """Peak rate of AdamW, unless a recipe or the user names one."""
-    is_peft: bool
-    """Whether the result is a PEFT adapter beside a base, and not a whole model."""
 
     def attach(self, model: Any, head: Sequence[str], task_type: str) -> Any:
         """Choose what is trained, and return the model to be trained.
@@ -42,18 +47,22 @@ def build(recipe: AdapterRecipe, given: Any = None) -> Adapter:
 
     Args:
         recipe: What to build.
-        given: For PEFT recipes: a ``peft.PeftConfig`` that stands in for the recipe's fields, or the folder of
-            an earlier run whose adapter is trained further.
+        given: For PEFT recipes a ``peft.PeftConfig`` that stands in for the recipe's fields; for PEFT and
+            bottleneck recipes the folder of an earlier run (or of AdapterHub's library) whose adapter is trained
+            further.
 
     Raises:
         RecipeError: No such family.
     """
+    from ptft_hf.adapters.bottleneck import Bottleneck
     from ptft_hf.adapters.full import Full
     from ptft_hf.adapters.partial import Partial
     from ptft_hf.adapters.peft import Peft
 
     if isinstance(recipe, PeftRecipe):
         return Peft(recipe, given)
+    if isinstance(recipe, BottleneckRecipe):
+        return Bottleneck(recipe, given)
     if isinstance(recipe, FullRecipe):
         return Full(recipe)
     if isinstance(recipe, PartialRecipe):

@@ -14,7 +14,6 @@ class Full:
     (Devlin et al. 2019, A.3)."""
 
     learning_rate = 5e-5
-    is_peft = False
 
     def __init__(self, recipe: FullRecipe) -> None:
         self.recipe = recipe

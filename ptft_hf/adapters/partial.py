@@ -16,7 +16,6 @@ class Partial:
     and whatever parameters the regular expressions in ``parameters`` match whole; what is trained is in float32."""
 
     learning_rate = 1e-3
-    is_peft = False
 
     def __init__(self, recipe: PartialRecipe) -> None:
         self.recipe = recipe

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ptft_hf.adapters.earlier import check_earlier
 from ptft_hf.errors import AdapterError
-from ptft_hf.models import fingerprint, head_config, to_float32, trunk_of
+from ptft_hf.models import to_float32, trunk_of
 from ptft_hf.recipes import PeftRecipe
 
 # Starting points, not tuned; what is missing here takes LoRA's.
@@ -50,8 +50,6 @@ QUERY_VALUE = (
 class Peft:
     """LoRA (Hu et al. 2021) and every other ``peft_type``."""
 
-    is_peft = True
-
     def __init__(self, recipe: PeftRecipe, config: Any = None) -> None:
         """See :func:`ptft_hf.adapters.build`; ``config`` is its ``given``."""
         self.recipe = recipe
@@ -68,7 +66,7 @@ class Peft:
         import peft
 
         if isinstance(self.given, Path):
-            self._check_earlier(self.given, model)
+            check_earlier(self.given, self.recipe, model)
         pretrained = {id(p) for p in model.parameters()}
         try:
             if isinstance(self.given, Path):
@@ -112,33 +110,6 @@ class Peft:
         before, after = recipe_of_config(given).config, self.recipe.config
         changed = {name: value for name, value in after.items() if before.get(name, given) != value}
         return dataclasses.replace(copy.deepcopy(given), **changed) if changed else copy.deepcopy(given)
-
-    def _check_earlier(self, folder: Path, model: Any) -> None:
-        """An adapter that is trained further keeps its base, its labels and its own settings.
-
-        Raises:
-            AdapterError: With everything that differs from the earlier run.
-        """
-        run = json.loads((folder / "run.json").read_text("utf-8"))
-        before, facts = run["adapter"]["config"], run["model"]
-        changed = {n for n in {*before, *self.recipe.config} if before.get(n) != self.recipe.config.get(n)}
-        problems = [
-            f"adapter.{name}: cannot be changed when {folder} is trained further; it is {before.get(name)!r}"
-            for name in sorted(changed)
-        ]
-        earlier, now = head_config(folder), model.config
-        if (earlier.problem_type, earlier.id2label) != (now.problem_type, now.id2label):
-            problems.append(
-                f"{folder}: was trained for {_labels(earlier)}, and the data is for {_labels(now)}; train a new "
-                "adapter, or name the labels as they were"
-            )
-        elif fingerprint(model, frozenset(facts["new_parameters"])) != facts["fingerprint"]:
-            problems.append(
-                f"{folder}: was trained on another base ({facts['reference']}, in {facts['dtype']}): the weights "
-                "of this one have another fingerprint"
-            )
-        if problems:
-            raise AdapterError(*problems)
 
     def _targets(self, wanted: Any, model: Any, head: Sequence[str], peft_type: str) -> Any:
         """``all-linear`` spelled out without the head; query and value where PEFT has no default."""
@@ -200,10 +171,6 @@ def _is_conv1d(model: Any) -> bool:
     """Whether the trunk has transposed linear layers (GPT-2) and no others."""
     linear = [m for m in trunk_of(model).modules() if type(m).__name__ in ("Conv1D", "Linear")]
     return bool(linear) and all(type(m).__name__ == "Conv1D" for m in linear)
-
-
-def _labels(config: Any) -> str:
-    return f"{config.problem_type} of {list(config.id2label.values())}"
 
 
 def _peft_has_default(model_type: str) -> bool:

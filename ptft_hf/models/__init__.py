@@ -16,6 +16,7 @@ from ptft_hf.models.inputs import (
 from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_model
 from ptft_hf.models.reading import quiet, reading, split_revision
 from ptft_hf.models.structure import (
+    adapter_kind,
     count_parameters,
     depths,
     head_modules,
@@ -28,6 +29,7 @@ from ptft_hf.models.structure import (
 __all__ = [
     "DEFAULT_MAX_LENGTH",
     "LoadedModel",
+    "adapter_kind",
     "as_dtype",
     "count_parameters",
     "depths",

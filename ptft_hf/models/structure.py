@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,9 +11,15 @@ from torch import nn
 from ptft_hf.errors import ModelError
 
 
+def adapter_kind(model: Any) -> Literal["peft", "bottleneck"] | None:
+    """Whether a model is an adapter beside its base, and whose: PEFT's or one of our own. Of an adapter, what was
+    trained is saved; of a whole model (None), everything."""
+    return "peft" if hasattr(model, "peft_config") else getattr(model, "adapter_kind", None)
+
+
 def plain_model(model: Any) -> Any:
-    """The ``transformers`` model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    """The ``transformers`` model inside an adapter model, or the model itself."""
+    return model.get_base_model() if adapter_kind(model) else model
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
@@ -84,7 +90,8 @@ def depths(model: nn.Module, head: Sequence[str]) -> dict[str, int]:
     "embedding" in its name, belongs to the embeddings; what stands after it (a final norm, a pooler) to the
     stack's top layer.
     """
-    base_prefix = "base_model.model." if hasattr(model, "peft_config") else ""
+    base = plain_model(model)
+    base_prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is base)
     stacks = stacks_of(model)
     offsets, sizes = offsets_of(stacks), dict(stacks)
     tables = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}

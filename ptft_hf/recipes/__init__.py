@@ -14,14 +14,23 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from ptft_hf.errors import RecipeError, did_you_mean
+from ptft_hf.recipes.bottleneck import BottleneckConfig, BottleneckRecipe, HookPoint
 from ptft_hf.recipes.documents import Document, dump, from_mapping, read, shown
-from ptft_hf.recipes.files import Kind, anchor, assemble, catalogue, find, locate, name_of, package_paths
+from ptft_hf.recipes.families import ADAPTER_FAMILIES, PEFT_FAMILIES, TASK_FAMILIES
+from ptft_hf.recipes.files import (
+    Kind,
+    anchor,
+    assemble,
+    catalogue,
+    find,
+    locate,
+    name_of,
+    package_paths,
+    saved_adapter_kind,
+)
 from ptft_hf.recipes.models import (
-    ADAPTER_FAMILIES,
     IMPORT_PATH,
-    PEFT_FAMILIES,
     PEFT_SET_BY_THE_RUN,
-    TASK_FAMILIES,
     AdapterRecipe,
     CustomAdapterRecipe,
     CustomTaskRecipe,
@@ -46,10 +55,13 @@ from ptft_hf.recipes.upstream import (
 
 __all__ = [
     "AdapterRecipe",
+    "BottleneckConfig",
+    "BottleneckRecipe",
     "CustomAdapterRecipe",
     "CustomTaskRecipe",
     "DataSource",
     "FullRecipe",
+    "HookPoint",
     "Overrides",
     "PartialRecipe",
     "PeftRecipe",
@@ -67,6 +79,7 @@ __all__ = [
     "peft_types",
     "quantization_names",
     "resolve_training",
+    "saved_adapter_kind",
     "task_from_dict",
     "to_yaml",
     "training_argument_names",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,21 @@ def locate(path: str, base: Path | None = None) -> str:
     if base is not None and path and (path.startswith(("./", "../")) or (base / path).exists()):
         return os.path.normpath(base.absolute() / path)
     return path
+
+
+def saved_adapter_kind(folder: object) -> Literal["peft", "bottleneck", "adapterhub"] | None:
+    """Which library's adapter a folder holds: PEFT's, one of our bottleneck adapters, or one that AdapterHub's
+    library saved; None if it holds no adapter, or is no folder."""
+    file = Path(folder) / "adapter_config.json" if isinstance(folder, str | Path) else None
+    if file is None or not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        config = {}  # a damaged one: PEFT says so
+    if config.get("adapter_kind") == "bottleneck":
+        return "bottleneck"
+    return "adapterhub" if {"config", "model_class"} <= config.keys() else "peft"
 
 
 def catalogue(kind: Kind) -> list[str]:

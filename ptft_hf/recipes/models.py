@@ -304,12 +304,6 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Fault]:
         yield ("training", "label_smoothing_factor"), "cannot be combined with loss: focal; leave one out"
 
 
-TASK_FAMILIES: dict[str, type[TaskRecipe]] = {"sequence_classification": SequenceClassificationRecipe}
-ADAPTER_FAMILIES: dict[str, type[AdapterRecipe]] = {"full": FullRecipe, "partial": PartialRecipe}
-PEFT_FAMILIES = {"prefix": "PREFIX_TUNING", "prompt": "PROMPT_TUNING"}
-"""Folders whose name is not their PEFT method's in lower case (``lora`` is ``LORA``)."""
-
-
 def keys_of(recipe: type[BaseModel]) -> frozenset[str]:
     """The top-level keys that a YAML file of this kind may hold (a PEFT method's own fields aside)."""
     inner = {"name", "config"} if issubclass(recipe, _Recipe) else set()

@@ -1,0 +1,21 @@
+"""The families of recipes: folders of the catalogue, and what their files may say."""
+
+from __future__ import annotations
+
+from ptft_hf.recipes.bottleneck import BottleneckRecipe
+from ptft_hf.recipes.models import (
+    AdapterRecipe,
+    FullRecipe,
+    PartialRecipe,
+    SequenceClassificationRecipe,
+    TaskRecipe,
+)
+
+TASK_FAMILIES: dict[str, type[TaskRecipe]] = {"sequence_classification": SequenceClassificationRecipe}
+ADAPTER_FAMILIES: dict[str, type[AdapterRecipe]] = {
+    "full": FullRecipe,
+    "partial": PartialRecipe,
+    "bottleneck": BottleneckRecipe,
+}
+PEFT_FAMILIES = {"prefix": "PREFIX_TUNING", "prompt": "PROMPT_TUNING"}
+"""Folders whose name is not their PEFT method's in lower case (``lora`` is ``LORA``)."""
