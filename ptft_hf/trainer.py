@@ -24,7 +24,7 @@ from torch import nn
 from transformers.trainer_utils import EvalLoopOutput
 
 from ptft_hf import checkpoints, inference, report
-from ptft_hf.adapters.bottleneck import HookedAdapters
+from ptft_hf.adapters.bottleneck_layers import HookedAdapters
 from ptft_hf.errors import RecipeError
 from ptft_hf.models import adapter_kind, depths, plain_model, trunk_of
 from ptft_hf.recipes import AdapterRecipe

@@ -110,7 +110,7 @@ class BottleneckModel(nn.Module):
         """
         if name in self.configs or not name.isidentifier() or hasattr(nn.ModuleDict, name):
             raise AdapterError(f"the adapter name {name!r} is taken, or no name of letters, digits and _")
-        base: nn.Module = self.base_model
+        base: Any = self.base_model
         hidden_size = self.base_model.config.get_text_config().hidden_size
         for path, points in hook_points(base, config):
             layer = base.get_submodule(path)
@@ -120,7 +120,7 @@ class BottleneckModel(nn.Module):
                     adapters.hook(layer.get_submodule(point.input), layer.get_submodule(point.output))
                     layer.add_module(place, adapters)
                 fresh = BottleneckLayer(config, hidden_size)
-                layer.get_submodule(place)[name] = fresh.to(next(layer.parameters()).device)
+                getattr(layer, place)[name] = fresh.to(next(layer.parameters()).device)
         self.configs[name] = config
 
     def load_adapter(self, folder: str | Path, name: str, *, with_head: bool = False) -> None:

@@ -66,7 +66,8 @@ class BottleneckLayer(nn.Module):
             read = read.to(self.down.weight.dtype)
         change = self.up(self.activation(self.down(self.norm_before(read))))
         change = change if self.scaling is None else change * self.scaling
-        return output + self.norm_after(self.dropout(change)).to(output.dtype)
+        added: torch.Tensor = self.norm_after(self.dropout(change))
+        return output + added.to(output.dtype)
 
 
 class HookedAdapters(nn.ModuleDict):

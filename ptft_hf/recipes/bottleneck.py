@@ -85,6 +85,9 @@ class BottleneckRecipe(AdapterRecipe, BottleneckConfig):
 def bottleneck_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
     """Settings that have no meaning beside each other."""
     if not any(values.get(name) for name in ("mh_adapter", "output_adapter", "cross_adapter")):
-        yield (), "places no adapter: set mh_adapter, output_adapter or cross_adapter"
+        yield (
+            ("output_adapter",),
+            "there is no place left for an adapter: set mh_adapter, output_adapter or cross_adapter",
+        )
     if values.get("is_parallel") and values.get("original_ln_before"):
         yield ("original_ln_before",), f"{shown(True)} has no meaning for a parallel adapter; leave it out"
