@@ -158,6 +158,7 @@ def test_every_adapter_weight_and_no_other_learns(
     assert all(torch.equal(after[n], v) == (n not in own) for n, v in before.items())
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 @pytest.mark.parametrize("architecture", ["bert", "llama", "t5"])
 def test_gradient_checkpointing_gives_the_same_gradients(architecture: str, checkpoint: Checkpoint) -> None:
     gradients = []

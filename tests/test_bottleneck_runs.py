@@ -19,7 +19,7 @@ from ptft_hf import checkpoints, hub, inference
 from ptft_hf.errors import AdapterError, CheckpointError
 from tests.conftest import rows
 from tests.references.sine_weights import build
-from tests.runs import recipe, splits
+from tests.runs import bert_without_dropout, recipe, splits
 from tests.stopped_runs import Place, assert_same
 from tests.test_bottleneck_adapterhub import STORED
 from tests.test_distributed import COMMON, on_two_processes, task_of
@@ -79,6 +79,24 @@ def test_what_is_saved_is_what_was_trained(
     saved = load_file(tmp_path / "run" / "adapter_model.safetensors")
     assert not {name for name in saved if any(name.endswith(f".{other}") for other in base)}
     assert any(value.abs().max() > 0 for name, value in saved.items() if name.endswith("up.weight"))
+
+
+def test_a_run_with_gradient_checkpointing_learns_the_same(tmp_path: Path) -> None:
+    # Without dropout, and with steps that are proportional to the gradients, which rounding then hardly changes.
+    model = bert_without_dropout(tmp_path / "bert")
+    learned = []
+    for checkpointing in (False, True):
+        folder = tmp_path / f"run-{checkpointing}"
+        settings = {
+            "gradient_checkpointing": checkpointing,
+            "optim": "sgd",
+            "learning_rate": 1.0,
+            "bf16": False,
+        }
+        run(model, "bottleneck/pfeiffer", folder, **settings)
+        learned.append(load_file(folder / "adapter_model.safetensors"))
+    assert all(torch.allclose(learned[0][name], learned[1][name], atol=1e-6) for name in learned[0])
+    assert all(value.any() for name, value in learned[1].items() if name.endswith("up.weight"))
 
 
 def test_a_loaded_run_predicts_evaluates_and_is_saved_elsewhere(finished: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_ls_lists_one_kind_or_both(ptft: Ptft):
     both, tasks, adapters = ptft("ls"), ptft("ls", "tasks"), ptft("ls", "adapters")
     assert both.out == tasks.out + adapters.out
     assert tasks.out.startswith("tasks:\n  sequence_classification/")
-    assert adapters.out.startswith("adapters:\n  full/default ")
+    assert adapters.out.startswith("adapters:\n  bottleneck/houlsby ")
     assert (wrong := ptft("ls", "models")).code == 2
     assert wrong.err == "error: 'models' is neither tasks nor adapters\n"
 

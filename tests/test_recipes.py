@@ -235,7 +235,7 @@ def test_a_fault_of_a_task(text: str, expected: str) -> None:
     [
         ("family: loraa", "family: unknown family 'loraa' (did you mean 'lora'?)"),
         ("family: 1zzz", "family: unknown family '1zzz'; known: adalora, "),
-        ("family: 3", "family: expected one of full, partial, lora, or another method of PEFT, got 3"),
+        ("family: 3", "family: expected one of full, partial, bottleneck, lora, or another method of PEFT, got 3"),
         ("family: full\nr: 8", "r: unknown key 'r'; known: "),
         ("family: lora\nconfig: {r: 8}", "config: unknown LORA name 'config'"),
         ("family: lora\npeft_type: LORRA", "peft_type: unknown PEFT method 'LORRA' (did you mean 'LORA'?)"),
