@@ -88,7 +88,7 @@ def test_a_run_with_gradient_checkpointing_learns_the_same(tmp_path: Path) -> No
     for checkpointing in (False, True):
         folder = tmp_path / f"run-{checkpointing}"
         settings = {
-            "gradient_checkpointing": checkpointing,
+            "activation_checkpointing": checkpointing,
             "optim": "sgd",
             "learning_rate": 1.0,
             "bf16": False,
