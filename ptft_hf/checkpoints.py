@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ptft_hf.errors import CheckpointError, RoundTripError
+from ptft_hf.forward import first_logits
 from ptft_hf.models import adapter_kind, plain_model
 
 MANIFEST = "manifest.json"
@@ -221,12 +222,6 @@ def logits_on(model: Any, probe: Probe) -> list[torch.Tensor]:
     with torch.no_grad():
         results = [model(**{k: v.to(device) for k, v in b.items() if k != "labels"}) for b in probe]
     return [first_logits(r).float().cpu() for r in results]
-
-
-def first_logits(outputs: Any) -> torch.Tensor:
-    """``outputs.logits``, whether upstream gives an object, a dictionary or a tuple."""
-    logits: torch.Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-    return logits
 
 
 def prove(trained: Any, reload: Callable[[], Any], probe: Probe) -> dict[str, Any]:

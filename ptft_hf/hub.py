@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ptft_hf import checkpoints, recipes, report
+from ptft_hf import checkpoints, recipes
+from ptft_hf.card import model_card
 from ptft_hf.errors import CheckpointError, OutputError
 
 CARD = "README.md"
@@ -58,7 +59,7 @@ def contents(folder: Path, run: dict[str, Any], repository: str) -> dict[str, Pa
     manifest = checkpoints.read_json(folder / checkpoints.MANIFEST)
     files: dict[str, Path | bytes] = {name: folder / name for name in manifest["files"]}
     if CARD in files:
-        card = report.model_card(run, recipes.saved_adapter_kind(folder), repository=repository).encode()
+        card = model_card(run, recipes.saved_adapter_kind(folder), repository=repository).encode()
         manifest["files"][CARD] = {"size": len(card), "sha256": hashlib.sha256(card).hexdigest()}
         files[CARD] = card
     return {**files, checkpoints.MANIFEST: json.dumps(manifest, indent=1).encode()}

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ptft_hf import checkpoints, data, models, recipes, report, tasks
+from ptft_hf import card, checkpoints, data, models, recipes, report, tasks
 from ptft_hf.adapters import bottleneck
 from ptft_hf.errors import CheckpointError, DataError, ModelError, OutputError
-
-BATCH_SIZE = 32
-"""Rows a batch in prediction and final evaluation. On CPUs more are slower (measured: 16 to 64; MiniLM)."""
+from ptft_hf.forward import BATCH_SIZE
 
 
 class TrainedModel:
@@ -37,15 +33,16 @@ class TrainedModel:
     def predict(
         self, texts: Sequence[Any], *, batch_size: int = BATCH_SIZE, progress: bool = False
     ) -> list[dict[str, Any]]:
-        """Predict a label for each text.
+        """The model's answer to each text.
 
         Args:
-            texts: Strings, or mappings with the family's columns (``text``, ``text_pair``).
+            texts: Strings, or mappings with the family's columns (such as ``text`` and ``text_pair``).
             batch_size: Texts of like length that run together; results keep the order of ``texts``.
             progress: Show a bar.
 
         Returns:
-            For each text ``{"label": ..., "scores": {label: probability}}``.
+            For each text what the family's ``predictions`` gives; for classification ``{"label": ...,
+            "scores": {label: probability}}``.
 
         Raises:
             DataError: An element is neither a string nor a mapping with the columns.
@@ -55,27 +52,15 @@ class TrainedModel:
         rows = [self._row(i, text) for i, text in enumerate(texts)]
         if not rows:
             return []
-        logits, _ = self._logits(datasets.Dataset.from_list(rows), batch_size, progress)
-        return self.task.predictions(logits)
+        encoded = self._encoded(datasets.Dataset.from_list(rows))
+        outputs = self.task.outputs(self.model, encoded, self.tokenizer, batch_size, progress)
+        return self.task.predictions(outputs, self.task.targets(encoded))
 
-    def _row(self, index: int, text: Any) -> dict[str, str]:
-        row = {"text": text} if isinstance(text, str) else text
-        if not isinstance(row, Mapping):
-            raise DataError(
-                f"input {index + 1}: {text!r} is neither a text nor an object with the key 'text'"
-            )
-        columns = self.run["data"]["columns"]
-        wrong = [name for name in columns if not isinstance(row.get(name), str)]
-        if wrong:
-            raise DataError(
-                f"input {index + 1}: {', '.join(map(repr, wrong))} must be given, as text; this model was "
-                f"trained on {columns}, and the input has {sorted(map(str, row))}"
-            )
-        if broken := [name for name in columns if any("\ud800" <= c <= "\udfff" for c in row[name])]:
-            raise DataError(
-                f"input {index + 1}: {broken[0]!r} has half of a surrogate pair, which is no text"
-            )
-        return {name: row[name] for name in columns}
+    def _row(self, index: int, text: Any) -> dict[str, Any]:
+        try:
+            return self.task.input_row(text, self.run["data"]["columns"])
+        except DataError as error:
+            raise DataError(*(f"input {index + 1}: {problem}" for problem in error.problems)) from error
 
     def evaluate(
         self,
@@ -104,57 +89,32 @@ class TrainedModel:
         if split not in ("train", "validation", "test"):
             raise DataError(f"split: {split!r} is none of train, validation, test")
         rows = self._rows(source, task, split)
-        known = set(getattr(self.task, "labels", []))
-        unknown = (
-            sorted(
-                {str(x) for value in rows["label"] for x in (value if isinstance(value, list) else [value])}
-                - known
-            )
-            if known
-            else []
-        )
-        if unknown:
+        if unknown := self.task.unknown_labels(rows):
             raise DataError(
-                f"{split}: labels {unknown[:10]} are unknown to this model; it knows {sorted(known)}"
+                f"{split}: labels {unknown[:10]} are unknown to this model; it knows {sorted(self.task.labels)}"
             )
-        logits, labels = self._logits(rows, batch_size, progress)
-        return {**self.task.metrics(logits, labels), "report": self.task.report(logits, labels)}
+        encoded = self._encoded(rows)
+        outputs = self.task.outputs(self.model, encoded, self.tokenizer, batch_size, progress)
+        targets = self.task.targets(encoded)
+        return {**self.task.metrics(outputs, targets), "report": self.task.report(outputs, targets)}
 
     def _rows(self, source: Any, task: str | Path | None, split: str) -> Any:
         recipe = self.task.recipe if task is None else recipes.load_task(str(task))
         if source is not None:
-            rows, notes = data.load_split(
-                source,
-                split,
-                columns=recipe.columns,
-                required=self.task.required,
-                optional=self.task.optional,
-                label_column=self.task.label_column,
-            )
+            rows, notes = tasks.load_split(self.task, source, recipe, split)
             for note in notes:
                 report.say(f"- {note}")
             return rows
         if recipe.data is None:
             raise DataError("this run's data was given in Python and is not kept; name data to evaluate on")
-        splits = data.load_splits(
-            recipe.data,
-            columns=recipe.columns,
-            required=self.task.required,
-            optional=self.task.optional,
-            seed=self.run["seed"],
-            label_column=self.task.label_column,
-        )
-        splits = data.check_leakage(splits, self.task.text_columns, self.task.label_column, recipe.leakage)
+        splits = tasks.load_splits(self.task, recipe.data, recipe, self.run["seed"])
         rows = getattr(splits, split)
         if task is None and data.fingerprint(rows) != self.run["data"][split]["fingerprint"]:
             report.say(f"- the {split} data is not what it was when this model was trained", style="yellow")
         return rows
 
-    def _logits(self, rows: Any, batch_size: int, progress: bool) -> tuple[np.ndarray, Any]:
-        encoded, _ = self.task.encode(rows, self.tokenizer, self.run["model"]["max_length"])
-        logits = logits_of(self.model, encoded, self.task.collator(self.tokenizer), batch_size, progress)
-        labels = np.array(encoded["labels"][:]) if "labels" in encoded.column_names else None
-        return logits, labels
+    def _encoded(self, rows: Any) -> Any:
+        return self.task.encode(rows, self.tokenizer, self.run["model"]["max_length"])[0]
 
     def merge(self) -> TrainedModel:
         """The adapter's update added into a copy of the base: a plain ``transformers`` model.
@@ -196,8 +156,8 @@ class TrainedModel:
                 if (self.path / name).is_file():
                     shutil.copyfile(self.path / name, staging / name)
             run = {**self.run, "output_dir": str(folder)}
-            card = report.model_card(run, models.adapter_kind(self.model))
-            checkpoints.write_text(staging / "README.md", card)
+            text = card.model_card(run, models.adapter_kind(self.model))
+            checkpoints.write_text(staging / "README.md", text)
             checkpoints.write_text(staging / "run.json", json.dumps(run, indent=1))
             if folder.exists():
                 folder.rmdir()
@@ -205,28 +165,6 @@ class TrainedModel:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return folder
-
-
-def logits_of(
-    model: Any, encoded: Any, collate: Callable[..., Any], batch_size: int, progress: bool = False
-) -> np.ndarray:
-    """Logits ``[N, C]`` in float32, in the order of the rows; rows of like length run together."""
-    model.eval()
-    device = next(model.parameters()).device
-    order = np.argsort(-np.array(encoded["length"][:]), kind="stable")
-    results: list[torch.Tensor] = []
-    starts = range(0, len(order), batch_size)
-    bar = report.bar(len(starts), "Predicting", "batch", stays=False, show=progress)
-    with torch.inference_mode(), bar:
-        for start in starts:
-            rows = encoded.select(order[start : start + batch_size]).to_list()
-            batch = {k: v.to(device) for k, v in collate(rows).items() if k != "labels"}
-            results.append(checkpoints.first_logits(model(**batch)).float().cpu())
-            bar.update()
-    logits = torch.cat(results).numpy()
-    restored = np.empty_like(logits)
-    restored[order] = logits
-    return restored
 
 
 def load(
@@ -305,11 +243,11 @@ def relocated(facts: Mapping[str, Any], base: str) -> dict[str, Any]:
 
 def options_of_whole(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The base's options that a model saved with all its weights still needs."""
-    return {name: facts["options"][name] for name in report.WITH_WHOLE_MODELS if name in facts["options"]}
+    return {name: facts["options"][name] for name in card.WITH_WHOLE_MODELS if name in facts["options"]}
 
 
 def compare(one: TrainedModel, other: TrainedModel, texts: Sequence[Any]) -> dict[str, float]:
-    """How far two models are apart on some texts: the largest difference of logits, and how many labels differ.
+    """How far two models are apart on some texts: the largest difference of logits, and how many answers differ.
 
     Returns:
         ``{"examples", "max_logit_difference", "largest_logit", "label_changes"}``.
@@ -317,16 +255,19 @@ def compare(one: TrainedModel, other: TrainedModel, texts: Sequence[Any]) -> dic
     import datasets
 
     rows = datasets.Dataset.from_list([one._row(i, text) for i, text in enumerate(texts)])
-    first, second = one._logits(rows, BATCH_SIZE, False)[0], other._logits(rows, BATCH_SIZE, False)[0]
-    labels = [[p["label"] for p in m.task.predictions(x)] for m, x in ((one, first), (other, second))]
-    changes = sum(
-        a != b for a, b in zip(*labels, strict=True) if not isinstance(a, float) or not math.isclose(a, b)
-    )
+    encoded, collate = one._encoded(rows), one.task.collator(one.tokenizer)
+    difference = largest = 0.0
+    for start in range(0, len(encoded), BATCH_SIZE):
+        batch = collate(encoded.select(range(start, min(start + BATCH_SIZE, len(encoded)))).to_list())
+        first, second = (checkpoints.logits_on(m.model, [batch])[0] for m in (one, other))
+        difference = max(difference, (first - second).abs().nan_to_num(torch.inf).max().item())
+        largest = max(largest, first.abs().max().item())
+    answers = zip(one.predict(texts), other.predict(texts), strict=True)
     return {
         "examples": len(rows),
-        "max_logit_difference": float(np.abs(first - second).max()),
-        "largest_logit": float(np.abs(first).max()),
-        "label_changes": changes,
+        "max_logit_difference": difference,
+        "largest_logit": largest,
+        "label_changes": sum(not one.task.same(a, b) for a, b in answers),
     }
 
 
@@ -363,15 +304,12 @@ def merge(
     return load(folder), comparison
 
 
-SAMPLE = ("A short text.", "Another text, a little longer than the first one.")
-
-
-def _validation_texts(trained: TrainedModel) -> list[dict[str, str]]:
+def _validation_texts(trained: TrainedModel) -> list[Any]:
     """Some of the run's own texts; two that fit any task where its data is not to be had any more."""
     columns = trained.run["data"]["columns"]
     try:
         rows = trained._rows(None, None, "validation")
     except DataError as error:
         report.say(f"- compared on two sample texts, without the run's own data: {error}")
-        return [dict.fromkeys(columns, text) for text in SAMPLE]
+        return list(trained.task.usage(columns, trained.run["model"]["max_length"]).inputs)
     return [{name: row[name] for name in columns} for row in rows.select(range(min(len(rows), 256)))]

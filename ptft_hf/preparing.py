@@ -9,12 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from ptft_hf import adapters, checkpoints, data, models, recipes, report, settings, tasks
 from ptft_hf.adapters import adapterhub
 from ptft_hf.errors import DataError, ModelError, RecipeError, did_you_mean
+from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.models import plain_model
 
 
@@ -90,15 +90,7 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
     if source is None:
         raise DataError(f"{recipe.name}: names no data; add data: to the recipe, or pass data in Python")
     task = tasks.build(recipe)
-    splits = data.load_splits(
-        source,
-        columns=recipe.columns,
-        required=task.required,
-        optional=task.optional,
-        seed=seed,
-        label_column=task.label_column,
-    )
-    splits = data.check_leakage(splits, task.text_columns, task.label_column, recipe.leakage)
+    splits = tasks.load_splits(task, source, recipe, seed)
     splits = data.take(splits, rows, task.label_column, seed)
     notes = [*splits.notes, *task.look_at(splits)]
 
@@ -133,8 +125,8 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
         encoded[name], cut = task.encode(getattr(splits, name), tokenizer, max_length)
         if cut:
             notes.append(
-                f"{name}: {cut:,} of {len(encoded[name]):,} inputs are longer than {max_length} tokens "
-                "and were truncated (model.max_length)"
+                f"{name}: {cut:,} of {len(getattr(splits, name)):,} inputs are longer than {max_length} tokens "
+                f"and {task.long_inputs} (model.max_length)"
             )
     check_tokenizer(plan.model, encoded["train"], tokenizer)
     return Ready(task, splits, encoded, attached, tokenizer, loaded.head, facts, notes)
@@ -209,9 +201,9 @@ def check_metric(ready: Ready, metric: str | None) -> None:
     name = str(metric).removeprefix("eval_")
     if metric is None or name in (ready.task.best_metric, "loss"):
         return
-    batch = ready.task.collator(ready.tokenizer)(first_rows(ready).to_list())
-    logits = checkpoints.logits_on(ready.model, [batch])[0].numpy()
-    known = ready.task.metrics(logits, np.array(first_rows(ready)["labels"]))
+    rows = first_rows(ready)
+    outputs = ready.task.outputs(ready.model, rows, ready.tokenizer, BATCH_SIZE)
+    known = ready.task.metrics(outputs, ready.task.targets(rows))
     if name not in known:
         raise RecipeError(
             f"training.metric_for_best_model: {metric!r} is not computed here{did_you_mean(name, known)}; choose "
@@ -262,13 +254,6 @@ def module_kind(name: str) -> str:
 
 
 def examples(ready: Ready, count: int) -> list[str]:
-    """The first training rows as the model sees them: decoded tokens and label."""
-    shown = []
-    for row, encoded in zip(
-        ready.splits.train.select(range(min(count, len(ready.splits.train)))),
-        ready.encoded["train"],
-        strict=False,
-    ):
-        text = " ".join(ready.tokenizer.decode(encoded["input_ids"]).split())
-        shown.append(f"{row[ready.task.label_column]!r} <- {text[:160]}{' ...' if len(text) > 160 else ''}")
-    return shown
+    """The first training rows as the model sees them: what is learnt <- decoded tokens."""
+    rows = ready.encoded["train"].select(range(min(count, len(ready.encoded["train"]))))
+    return [ready.task.example(row, ready.tokenizer) for row in rows]

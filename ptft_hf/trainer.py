@@ -16,14 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from accelerate.utils import gather_object
 from torch import nn
 from transformers.trainer_utils import EvalLoopOutput
 
-from ptft_hf import checkpoints, inference, report
+from ptft_hf import checkpoints, forward, report
 from ptft_hf.adapters.bottleneck_layers import HookedAdapters
 from ptft_hf.errors import RecipeError
 from ptft_hf.models import adapter_kind, depths, plain_model, trunk_of
@@ -114,7 +113,7 @@ class Trainer(transformers.Trainer):
         return rows | {"labels": batch["labels"][:own]}
 
     def _loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        logits = checkpoints.first_logits(outputs)[: len(labels)]
+        logits = forward.first_logits(outputs)[: len(labels)]
         smoothing = self.args.label_smoothing_factor if self.model.training else 0.0
         total = self.task.loss_weight(labels) if num_items_in_batch is None else num_items_in_batch
         return self.task.loss(logits, labels, smoothing) / total  # type: ignore[no-any-return]
@@ -136,21 +135,18 @@ class Trainer(transformers.Trainer):
         # As many rows, and so batches, for each process: a sharded model's forward passes go in step.
         share = [i % count for i in range(self.args.process_index, -(-count // world) * world, world)]
         with self.compute_loss_context_manager():  # training's precision
-            part = inference.logits_of(
+            part = self.task.outputs(
                 self.model,
                 rows.select(share),
-                self.data_collator,
+                self.processing_class,
                 self.args.eval_batch_size,
                 progress=self.is_world_process_zero(),
             )
-        parts = gather_object([part]) if world > 1 else [part]
-        logits = np.stack(parts, axis=1).reshape(-1, *part.shape[1:])[:count]
-        labels = np.array(rows["labels"][:])
-        on_cpu = torch.from_numpy(logits), torch.from_numpy(labels)
-        loss = self.task.loss(*on_cpu) / self.task.loss_weight(on_cpu[1])
-        metrics = {"loss": loss.item(), **self.task.metrics(logits, labels)}
+        outputs = forward.in_order(gather_object([part]) if world > 1 else [part], count)
+        targets = self.task.targets(rows)
+        metrics = {"loss": self.task.mean_loss(outputs, rows), **self.task.metrics(outputs, targets)}
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions=logits, label_ids=labels, metrics=named, num_samples=count)
+        return EvalLoopOutput(predictions=outputs, label_ids=targets, metrics=named, num_samples=count)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: upstream walks over all parameters at every step for it."""

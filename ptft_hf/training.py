@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ptft_hf import checkpoints, inference, models, recipes, records, report
+from ptft_hf import card, checkpoints, inference, models, recipes, records, report
 from ptft_hf.errors import ModelError, OutputError, RecipeError
+from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.inference import TrainedModel
 from ptft_hf.models import plain_model
 from ptft_hf.preparing import Plan, Ready, describe, make_plan, prepare, training_arguments
@@ -236,7 +237,7 @@ def finish(
     checked = checkpoints.logits_on(model, probe)
     if not all(torch.isfinite(batch).all() for batch in checked):
         raise ModelError("training diverged: the model's logits are not numbers; lower learning_rate")
-    metrics, details = final_metrics(ready, model, collate, evaluated)
+    metrics, details = final_metrics(ready, model, evaluated)
 
     staging = folder / checkpoints.STAGING
     shutil.rmtree(staging, ignore_errors=True)
@@ -249,7 +250,7 @@ def finish(
     record["proof"] = proof
     record["training"]["bytes_on_disk"] = sum(p.stat().st_size for p in staging.iterdir())
     (staging / "README.md").write_text(
-        report.model_card(record, models.adapter_kind(model)), encoding="utf-8"
+        card.model_card(record, models.adapter_kind(model)), encoding="utf-8"
     )
     report.curves(
         folder / "metrics.jsonl",
@@ -269,20 +270,18 @@ def probe_batch(ready: Ready, collate: Any) -> checkpoints.Probe:
 
 
 def final_metrics(
-    ready: Ready, model: Any, collate: Any, evaluated: Sequence[str]
+    ready: Ready, model: Any, evaluated: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The chosen model on validation, what is chosen there (thresholds), and then, once, on test."""
-    import numpy as np
-
     metrics, details = {}, {}
     for name in evaluated:
         encoded = ready.encoded[name]
-        logits = inference.logits_of(model, encoded, collate, inference.BATCH_SIZE, progress=True)
-        labels = np.array(encoded["labels"][:])
+        outputs = ready.task.outputs(model, encoded, ready.tokenizer, BATCH_SIZE, progress=True)
+        targets = ready.task.targets(encoded)
         if name == "validation":
-            for note in ready.task.after_training(logits, labels):
+            for note in ready.task.after_training(outputs, targets):
                 ready.notes.append(note)
                 report.say(f"- {note}")
-        metrics[name] = ready.task.metrics(logits, labels)
-        details[name] = ready.task.report(logits, labels)
+        metrics[name] = ready.task.metrics(outputs, targets)
+        details[name] = ready.task.report(outputs, targets)
     return metrics, details

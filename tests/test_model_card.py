@@ -18,6 +18,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 import ptft_hf
+from ptft_hf import card as cards
 from ptft_hf import report
 from tests.finished import Finished, full, lora  # noqa: F401
 
@@ -97,7 +98,7 @@ def record(run: Finished, **facts: Any) -> dict[str, Any]:
 def test_only_a_model_of_the_hub_is_named_as_base_model(lora: Finished):
     """The Hub refuses a card whose base_model is no name on the Hub, such as a path."""
     for source, named in (("google-bert/bert-base-uncased", True), ("gpt2", True), (str(lora.base), False)):
-        card = report.model_card(record(lora, source=source, reference=source), kind="peft")
+        card = cards.model_card(record(lora, source=source, reference=source), kind="peft")
         header = yaml.safe_load(card.split("---\n")[1])
         assert header.get("base_model") == (source if named else None)
 
@@ -110,12 +111,12 @@ def test_a_base_with_a_revision_and_options_is_loaded_with_them(lora: Finished):
         "trust_remote_code": True,
         "attn_implementation": "eager",
     }
-    card = report.model_card(record(lora, **facts, options=options), kind="peft")
+    card = cards.model_card(record(lora, **facts, options=options), kind="peft")
     assert (
         "from_pretrained('owner/name', config=config, dtype=torch.bfloat16, revision='v2', "
         "trust_remote_code=True, attn_implementation='eager').float()  #"
     ) in card
-    whole = report.model_card(record(lora, **facts, options=options), kind=None)
+    whole = cards.model_card(record(lora, **facts, options=options), kind=None)
     assert "from_pretrained(folder, dtype=torch.float32, trust_remote_code=True, attn_impl" in whole
     assert "v2'" not in whole
 
@@ -123,11 +124,11 @@ def test_a_base_with_a_revision_and_options_is_loaded_with_them(lora: Finished):
 def test_strange_labels_do_not_break_the_card(lora: Finished):
     run = record(lora)
     run["labels"] = [f"line one\nline {i} | two" for i in range(30)]
-    tokens = MARKDOWN.parse(report.model_card(run, kind="peft").split("---\n", 2)[2])
+    tokens = MARKDOWN.parse(cards.model_card(run, kind="peft").split("---\n", 2)[2])
     (paragraph,) = [t.content for t in tokens if t.type == "inline" and t.content.startswith("It predicts")]
     assert "`line one line 19 | two`, and 10 more." in paragraph
     run["labels"] = []
-    assert "It predicts a number." in report.model_card(run, kind="peft")
+    assert "It predicts a number." in cards.model_card(run, kind="peft")
 
 
 def test_the_merged_models_card_says_so_and_loads_without_peft(lora: Finished, tmp_path: Path):

@@ -8,21 +8,38 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from ptft_hf import data
 from ptft_hf.errors import RecipeError
 from ptft_hf.recipes import TaskRecipe
 
 FAMILIES = {"sequence_classification": "ptft_hf.tasks.sequence_classification:SequenceClassification"}
 
 
+class Usage(NamedTuple):
+    """What the model card shows of a family."""
+
+    code: str
+    """Python lines that go on from ``model`` and ``tokenizer`` with upstream's libraries alone."""
+    inputs: list[Any]
+    """Examples of what ``predict`` takes."""
+    answers: str
+    """What the model does, before its list of labels: "predicts a label among"."""
+
+
 class Task(Protocol):
     """What :func:`ptft_hf.train` asks of a task family.
 
-    ``N`` is a number of examples, ``C`` of labels.
+    ``N`` is a number of encoded rows, ``C`` of labels. *Outputs* are what the model says, *targets* what it is
+    compared with; of what kind they are is the family's own affair. Outputs are a sequence with one element
+    for each encoded row, in their order (``[N, C]`` logits of classifiers), so that each of several processes
+    may take its share of the rows.
     """
 
     recipe: TaskRecipe
+    labels: list[str]
+    """What the model tells apart; empty where it is not labels that are learnt."""
     auto_class: str
     """Name of the transformers auto class with this family's head."""
     peft_task_type: str
@@ -35,6 +52,8 @@ class Task(Protocol):
     """The validation metric by which a checkpoint is chosen, unless the recipe names another."""
     smooths_labels: bool
     """Whether :meth:`loss` heeds ``label_smoothing``; where it does not, the setting is refused."""
+    long_inputs: str
+    """What befalls inputs longer than ``max_length``, in words: "were truncated"."""
 
     def look_at(self, splits: Any) -> list[str]:
         """Learn labels and their counts from the splits; return what is to be said aloud."""
@@ -43,7 +62,10 @@ class Task(Protocol):
         """Configuration of the model's head."""
 
     def encode(self, rows: Any, tokenizer: Any, max_length: int) -> tuple[Any, int]:
-        """Token ids, labels and ``length`` of every row; and how many were truncated."""
+        """Token ids, labels and ``length`` of every row; and how many rows are longer than ``max_length``."""
+
+    def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
+        """An encoded row for a person: what is learnt, and the decoded tokens."""
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Makes a padded batch of encoded rows."""
@@ -57,21 +79,48 @@ class Task(Protocol):
     def loss(self, logits: Any, labels: Any, label_smoothing: float = 0.0) -> Any:
         """The *summed* loss over the labels: a scalar tensor."""
 
-    def metrics(self, logits: Any, labels: Any) -> dict[str, float]:
-        """Scalar metrics of ``N`` examples."""
+    def outputs(
+        self, model: Any, encoded: Any, tokenizer: Any, batch_size: int, progress: bool = False
+    ) -> Any:
+        """What the model says on each of the ``N`` rows, in their order."""
 
-    def report(self, logits: Any, labels: Any) -> dict[str, Any]:
+    def targets(self, encoded: Any) -> Any:
+        """What outputs are compared with: labels, references; None where the rows have none."""
+
+    def mean_loss(self, outputs: Any, encoded: Any) -> float:
+        """The loss on these rows, without label smoothing: :meth:`loss` over :meth:`loss_weight`."""
+
+    def metrics(self, outputs: Any, targets: Any) -> dict[str, float]:
+        """Scalar metrics."""
+
+    def report(self, outputs: Any, targets: Any) -> dict[str, Any]:
         """Details beside the metrics, such as figures for each class."""
 
-    def outcomes(self, logits: Any, labels: Any) -> list[float]:
+    def outcomes(self, outputs: Any, targets: Any) -> list[float]:
         """A score for each of the ``N`` examples, for the comparison of two models on the same ones: 1.0 for right
         and 0.0 for wrong; where there is more to tell, any number, higher is better."""
 
-    def after_training(self, logits: Any, labels: Any) -> list[str]:
+    def after_training(self, outputs: Any, targets: Any) -> list[str]:
         """Choose what is chosen on the validation set after training (thresholds, temperature)."""
 
-    def predictions(self, logits: Any) -> list[dict[str, Any]]:
-        """What a user gets for each example."""
+    def input_row(self, value: Any, columns: Sequence[str]) -> dict[str, Any]:
+        """An input of ``predict`` as a row for :meth:`encode`; ``columns`` are those of the training rows.
+
+        Raises:
+            DataError: It is none.
+        """
+
+    def predictions(self, outputs: Any, targets: Any = None) -> list[dict[str, Any]]:
+        """What a user gets for each input."""
+
+    def same(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """Whether two predictions give the same answer, scores aside."""
+
+    def unknown_labels(self, rows: Any) -> list[str]:
+        """Labels of these rows that are none of the model's."""
+
+    def usage(self, columns: Sequence[str], max_length: int) -> Usage:
+        """What the model card shows; ``columns`` are those of the training rows."""
 
     def state(self) -> dict[str, Any]:
         """JSON values from which :meth:`restore` rebuilds the task without data."""
@@ -96,3 +145,28 @@ def build(recipe: TaskRecipe) -> Task:
         raise RecipeError(f"{recipe.name}: family: {recipe.family!r} cannot be imported: {error}") from error
     task: Task = family(recipe)
     return task
+
+
+def load_splits(task: Task, source: Any, recipe: TaskRecipe, seed: int) -> data.Splits:
+    """The family's columns of a source's splits, checked for leakage; see :func:`ptft_hf.data.load_splits`."""
+    splits = data.load_splits(
+        source,
+        columns=recipe.columns,
+        required=task.required,
+        optional=task.optional,
+        seed=seed,
+        label_column=task.label_column,
+    )
+    return data.check_leakage(splits, task.text_columns, task.label_column, recipe.leakage)
+
+
+def load_split(task: Task, source: Any, recipe: TaskRecipe, split: str) -> tuple[Any, list[str]]:
+    """The family's columns of one split; see :func:`ptft_hf.data.load_split`."""
+    return data.load_split(
+        source,
+        split,
+        columns=recipe.columns,
+        required=task.required,
+        optional=task.optional,
+        label_column=task.label_column,
+    )

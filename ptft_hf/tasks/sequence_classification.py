@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,14 +12,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ptft_hf import metrics
+from ptft_hf import forward, metrics
 from ptft_hf.data.sources import quiet
 from ptft_hf.errors import DataError, RecipeError
 from ptft_hf.recipes import SequenceClassificationRecipe
+from ptft_hf.tasks import Usage, losses
+from ptft_hf.tasks.inputs import text_row
+from ptft_hf.tasks.labels import MULTI, REGRESSION, SINGLE, flat, infer, label_order, wrong_kind
 
 MANY_ROWS = 20_000
 """Tokenizing fewer takes seconds, and a bar for it is noise."""
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+USAGE = """inputs = tokenizer({inputs}, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
+with torch.no_grad():
+    logits = model(**inputs).logits
+print(logits)"""
 
 
 class SequenceClassification:
@@ -35,6 +42,7 @@ class SequenceClassification:
     optional = ("text_pair",)
     text_columns = ("text", "text_pair")
     label_column = "label"
+    long_inputs = "were truncated"
 
     def __init__(self, recipe: SequenceClassificationRecipe) -> None:
         self.recipe = recipe
@@ -62,10 +70,10 @@ class SequenceClassification:
             RecipeError: ``class_weights`` or ``loss`` do not fit the labels.
         """
         columns = {name: getattr(splits, name)["label"] for name in ("train", "validation", "test")}
-        self.problem_type = self.recipe.problem_type or _infer(columns["train"])
+        self.problem_type = self.recipe.problem_type or infer(columns["train"])
         self._check_options()
         problems = [
-            p for name, values in columns.items() for p in _wrong_kind(name, values, self.problem_type)
+            p for name, values in columns.items() for p in wrong_kind(name, values, self.problem_type)
         ]
         if problems:
             raise DataError(*problems)
@@ -79,11 +87,11 @@ class SequenceClassification:
             if low == high:
                 raise DataError(f"every training row has the same label {low!r}: there is nothing to learn")
             return [f"regression: training targets from {low:g} to {high:g}"]
-        counts = Counter(_flat(columns["train"]))
-        self.labels = [str(label) for label in sorted(counts, key=_label_order)]
+        counts = Counter(flat(columns["train"]))
+        self.labels = [str(label) for label in sorted(counts, key=label_order)]
         known = set(self.labels)
         for name in ("validation", "test"):
-            unseen = Counter(str(x) for x in _flat(columns[name]) if str(x) not in known)
+            unseen = Counter(str(x) for x in flat(columns[name]) if str(x) not in known)
             problems += [
                 f"{name}: label {label!r} ({n} rows) is not in the training split, so no model could learn it; "
                 "add such rows to train or take them out"
@@ -193,6 +201,15 @@ class SequenceClassification:
             hot[index[str(label)]] = 1.0
         return hot
 
+    def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
+        value = row["labels"]
+        if self.problem_type == SINGLE:
+            value = self.labels[value]
+        elif self.problem_type == MULTI:
+            value = [name for name, hot in zip(self.labels, value, strict=True) if hot]
+        text = " ".join(tokenizer.decode(row["input_ids"]).split())
+        return f"{value!r} <- {text[:160]}{' ...' if len(text) > 160 else ''}"
+
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Pads each batch to its own longest row."""
         names = [name for name in tokenizer.model_input_names]
@@ -234,23 +251,33 @@ class SequenceClassification:
             labels: Ids ``[N]``, multi-hot ``[N, C]``, or targets ``[N]``.
             label_smoothing: As in ``TrainingArguments.label_smoothing_factor``.
         """
-        logits = logits.float()
         weights = None if self.weights is None else self.weights.to(logits.device)
         gamma = self.recipe.focal_gamma if self.recipe.loss == "focal" else 0.0
+        if self.problem_type == SINGLE:
+            return losses.cross_entropy(logits, labels, weights, label_smoothing, gamma)
+        logits = logits.float()
         if self.problem_type == REGRESSION:
             return F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
-        if self.problem_type == MULTI:
-            targets = labels * (1 - label_smoothing) + label_smoothing / 2
-            terms = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
-            wrong = torch.where(labels > 0.5, 1 - logits.sigmoid(), logits.sigmoid())
-            return (terms * wrong**gamma).sum() if gamma else terms.sum()
-        if not gamma:
-            return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=label_smoothing)
-        log_p = F.log_softmax(logits, -1).gather(-1, labels[:, None]).squeeze(-1)
-        scale = weights[labels] if weights is not None else 1.0
-        return (-log_p * (1 - log_p.exp()) ** gamma * scale).sum()
+        targets = labels * (1 - label_smoothing) + label_smoothing / 2
+        terms = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
+        wrong = torch.where(labels > 0.5, 1 - logits.sigmoid(), logits.sigmoid())
+        return (terms * wrong**gamma).sum() if gamma else terms.sum()
 
     # ---- after the model ----
+
+    def outputs(
+        self, model: Any, encoded: Any, tokenizer: Any, batch_size: int, progress: bool = False
+    ) -> np.ndarray:
+        """Logits ``[N, C]``."""
+        return forward.logits_of(model, encoded, self.collator(tokenizer), batch_size, progress)
+
+    def targets(self, encoded: Any) -> np.ndarray | None:
+        """Ids ``[N]``, multi-hot ``[N, C]`` or numbers ``[N]``."""
+        return np.array(encoded["labels"][:]) if "labels" in encoded.column_names else None
+
+    def mean_loss(self, outputs: np.ndarray, encoded: Any) -> float:
+        logits, labels = torch.from_numpy(outputs), torch.from_numpy(np.array(encoded["labels"][:]))
+        return (self.loss(logits, labels) / self.loss_weight(labels)).item()
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         if self.problem_type == REGRESSION:
@@ -303,7 +330,7 @@ class SequenceClassification:
             ]
         return []
 
-    def predictions(self, logits: np.ndarray) -> list[dict[str, Any]]:
+    def predictions(self, logits: np.ndarray, labels: Any = None) -> list[dict[str, Any]]:
         """``{"label": ..., "scores": {label: probability}}`` for each row; for regression ``{"label": x}``."""
         if self.problem_type == REGRESSION:
             return [{"label": float(x)} for x in logits[:, 0]]
@@ -319,6 +346,26 @@ class SequenceClassification:
             {"label": [n for n, c in zip(self.labels, row, strict=True) if c], "scores": s}
             for row, s in zip(chosen, scores, strict=True)
         ]
+
+    def same(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        """The same labels, or numbers that differ by no more than rounding."""
+        a, b = one["label"], other["label"]
+        return math.isclose(a, b) if isinstance(a, float) else a == b
+
+    def input_row(self, value: Any, columns: Sequence[str]) -> dict[str, Any]:
+        return text_row(value, columns)
+
+    def unknown_labels(self, rows: Any) -> list[str]:
+        return sorted({str(x) for x in flat(rows["label"])} - set(self.labels)) if self.labels else []
+
+    def usage(self, columns: Sequence[str], max_length: int) -> Usage:
+        texts = ["A sentence to classify.", "Another one."][: len(columns)]
+        given = ", ".join(f'["{text}"]' for text in texts)
+        pair = dict(zip(columns, texts, strict=True))
+        inputs: list[Any] = [pair, dict(zip(columns, texts[::-1], strict=True))]
+        if len(texts) == 1:
+            inputs = [*texts, "Another one, a little longer than the first."]
+        return Usage(USAGE.format(inputs=given, max_length=max_length), inputs, "predicts a label among")
 
     def _thresholds(self) -> np.ndarray:
         return np.array(self.thresholds or [0.5] * len(self.labels))
@@ -343,33 +390,3 @@ class SequenceClassification:
     def restore(self, state: Mapping[str, Any]) -> None:
         self.problem_type, self.labels = state["problem_type"], list(state["labels"])
         self.thresholds, self.temperature = state["thresholds"], state["temperature"]
-
-
-def _infer(values: Iterable[Any]) -> str:
-    values = list(values)
-    if any(isinstance(value, (list, tuple)) for value in values):
-        return MULTI
-    return REGRESSION if any(isinstance(value, float) for value in values) else SINGLE
-
-
-def _flat(values: Iterable[Any]) -> Iterable[Any]:
-    """Every label of every row; one that a row names twice counts once."""
-    return (x for value in values for x in (set(value) if isinstance(value, (list, tuple)) else [value]))
-
-
-def _wrong_kind(split: str, values: Iterable[Any], problem_type: str) -> list[str]:
-    kinds: tuple[type, ...] = {SINGLE: (str, int, bool), MULTI: (list, tuple), REGRESSION: (int, float)}[
-        problem_type
-    ]
-    wrong = [value for value in values if not isinstance(value, kinds)]
-    if not wrong:
-        return []
-    expected = {SINGLE: "strings, integers or booleans", MULTI: "lists of labels", REGRESSION: "numbers"}
-    return [
-        f"{split}: {len(wrong)} labels such as {wrong[0]!r} ({type(wrong[0]).__name__}) do not fit "
-        f"{problem_type}, which needs {expected[problem_type]}; set problem_type or mend the data"
-    ]
-
-
-def _label_order(label: Any) -> tuple[bool, Any]:
-    return (isinstance(label, str), label)

@@ -1,0 +1,179 @@
+"""The model card: what a run made, and the lines that load it by upstream's libraries alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ptft_hf import recipes, tasks
+
+CARD = """---
+{header}---
+# {title}
+
+{what}
+
+{figures}
+
+{facts}
+
+## Use it
+
+{upstream}With `ptft_hf`, which also checks the files{and_base}:
+
+```python
+{load}
+print(model.predict([{example}]))
+```
+"""
+
+UPSTREAM = """With plain {plain}:
+
+```python
+{code}
+```
+
+"""
+
+OURS_ALONE = """Plain `peft` has no bottleneck adapters and cannot load this one.
+
+"""
+
+FULL_CODE = """import torch
+from transformers import {auto}, AutoTokenizer
+
+folder = {folder!r}  # where this card is
+model = {auto}.from_pretrained(folder, {calls}).eval()
+"""
+
+PEFT_CODE = """import torch
+from peft import PeftModel
+from transformers import {auto}, AutoConfig, AutoTokenizer
+
+folder = {folder!r}  # where this card is
+config = AutoConfig.from_pretrained(folder)  # labels and padding token stand beside the adapter
+base = {auto}.from_pretrained({base!r}, config=config, {calls}){in_float32}
+model = PeftModel.from_pretrained(base, folder).eval()
+"""
+
+SHARED_CODE = """tokenizer = AutoTokenizer.from_pretrained(folder)
+"""
+
+WITH_WHOLE_MODELS = ("trust_remote_code", "attn_implementation")
+"""Options of the base that a whole model, saved with all its weights, still needs."""
+
+
+LOAD = """from ptft_hf import load
+
+model = load({folder!r})"""
+
+LOAD_FROM_HUB = """from huggingface_hub import snapshot_download
+from ptft_hf import load
+
+model = load(snapshot_download({folder!r}))"""
+
+
+def model_card(run: Mapping[str, Any], kind: str | None, repository: str | None = None) -> str:
+    """README.md of an output folder, with the lines that load it by upstream's libraries alone, where they can;
+    from the Hub, where it stands in a ``repository`` there. ``kind`` is as :func:`ptft_hf.models.adapter_kind`'s."""
+    facts, usage = run["model"], usage_of(run)
+    folder = repository or run["output_dir"]
+    return CARD.format(
+        header=_header(run, kind),
+        title=f"{_short(facts)}, {run['task']['name'].removesuffix('.yaml')}",
+        what=_what(run),
+        figures=_figures(run),
+        facts=_facts(run, usage.answers),
+        upstream=OURS_ALONE
+        if kind == "bottleneck"
+        else UPSTREAM.format(
+            plain="`peft` and `transformers`" if kind else "`transformers`",
+            code=_code(facts, folder, bool(kind)) + usage.code,
+        ),
+        and_base=" and the base" if kind else "",
+        load=(LOAD_FROM_HUB if repository else LOAD).format(folder=folder),
+        example=json.dumps(usage.inputs[0], ensure_ascii=False),
+    )
+
+
+def usage_of(run: Mapping[str, Any]) -> tasks.Usage:
+    """The family's own lines of the card."""
+    task = tasks.build(recipes.task_from_dict(run["task"]))
+    task.restore(run["task_state"])
+    return task.usage(run["data"]["columns"], run["model"]["max_length"])
+
+
+LIBRARY = {None: "transformers", "bottleneck": "ptft_hf"}
+
+
+def _header(run: Mapping[str, Any], kind: str | None) -> str:
+    """YAML front matter. The Hub takes as ``base_model`` nothing but the name of a model that it has."""
+    import yaml
+
+    source = run["model"]["source"]
+    header: dict[str, Any] = {"library_name": LIBRARY.get(kind, kind)}
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists():
+        header["base_model"] = source
+    return yaml.safe_dump({**header, "tags": ["ptft_hf", run["task"]["family"]]}, sort_keys=False)
+
+
+def _short(facts: Mapping[str, Any]) -> str:
+    """The base's name without the folders above it."""
+    reference = str(facts["reference"])
+    if reference.startswith("package:"):
+        return reference.removeprefix("package:")
+    return Path(reference).resolve().name if Path(facts["source"]).exists() else reference
+
+
+def _what(run: Mapping[str, Any]) -> str:
+    parts = []
+    for recipe in (run["adapter"], run["task"]):
+        description = f" ({str(recipe['description']).rstrip('.')})" if recipe.get("description") else ""
+        parts.append(f"`{recipe['name']}`{description}")
+    text = f"`{_short(run['model'])}`, fine-tuned with {parts[0]} on {parts[1]}."
+    if "merged_from" in run:
+        text += " The adapter is merged into its base: this is a whole model."
+    return text
+
+
+def _figures(run: Mapping[str, Any]) -> str:
+    """Metrics down, and the splits that the run was scored on across."""
+    splits = run["metrics"]
+    heads = "".join(f" {split} ({run['data'][split]['rows']:,} rows) |" for split in splits)
+    lines = [f"| |{heads}", f"|---|{'---:|' * len(splits)}"]
+    for name in next(iter(splits.values())):
+        lines.append(f"| {name} |" + "".join(f" {values[name]:.4f} |" for values in splits.values()))
+    return "\n".join(lines)
+
+
+def _facts(run: Mapping[str, Any], answers: str) -> str:
+    labels = ", ".join(f"`{' '.join(label.split())}`" for label in run["labels"][:20])
+    more = f", and {len(run['labels']) - 20} more" if len(run["labels"]) > 20 else ""
+    training, parameters, versions = run["training"], run["parameters"], run["versions"]
+    stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
+    return (
+        f"It {answers + ' ' + labels + more if labels else 'predicts a number'}. "
+        f"{parameters['trainable']:,} of {parameters['total']:,} parameters were trained on "
+        f"{run['data']['train']['rows']:,} rows (seed {run['seed']}, {training['steps']:,} steps, the best of "
+        f"them step {training['best_step']:,}) with {stack}. Every setting is in `run.json`, the curves are in "
+        "`curves.png`."
+    )
+
+
+def _code(facts: Mapping[str, Any], folder: str, is_peft: bool) -> str:
+    """Lines that give the same logits as :func:`ptft_hf.load`."""
+    options = {name: value for name, value in facts["options"].items() if name != "dtype"}
+    dtype = facts["dtype"] if is_peft else "float32"
+    if not is_peft:
+        options = {name: value for name, value in options.items() if name in WITH_WHOLE_MODELS}
+    calls = ", ".join([f"dtype=torch.{dtype}", *(f"{name}={value!r}" for name, value in options.items())])
+    return (PEFT_CODE if is_peft else FULL_CODE).format(
+        auto=facts["auto_class"],
+        folder=folder,
+        base=facts["source"],
+        calls=calls,
+        in_float32="" if dtype == "float32" else ".float()  # the head was trained in float32",
+    ) + SHARED_CODE

@@ -1,0 +1,55 @@
+"""Forward passes of a finished model over encoded rows: batches of rows of like length, answers in row order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ptft_hf import report
+
+BATCH_SIZE = 32
+"""Rows a batch in prediction and final evaluation. On CPUs more are slower (measured: 16 to 64; MiniLM)."""
+
+
+def first_logits(outputs: Any) -> torch.Tensor:
+    """``outputs.logits``, whether upstream gives an object, a dictionary or a tuple."""
+    logits: torch.Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+    return logits
+
+
+def batches(
+    model: Any, encoded: Any, collate: Callable[..., Any], batch_size: int, progress: bool = False
+) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], torch.Tensor]]:
+    """The rows' numbers, inputs and logits (float32, on the CPU) of each batch; the longest rows come first."""
+    model.eval()
+    device = next(model.parameters()).device
+    order = np.argsort(-np.array(encoded["length"][:]), kind="stable")
+    starts = range(0, len(order), batch_size)
+    bar = report.bar(len(starts), "Predicting", "batch", stays=False, show=progress)
+    with torch.inference_mode(), bar:
+        for start in starts:
+            rows = order[start : start + batch_size]
+            batch = {k: v for k, v in collate(encoded.select(rows).to_list()).items() if k != "labels"}
+            logits = first_logits(model(**{k: v.to(device) for k, v in batch.items()}))
+            yield rows, batch, logits.float().cpu()
+            bar.update()
+
+
+def logits_of(
+    model: Any, encoded: Any, collate: Callable[..., Any], batch_size: int, progress: bool = False
+) -> np.ndarray:
+    """Logits ``[N, C]`` of models that give one vector a row."""
+    found = list(batches(model, encoded, collate, batch_size, progress))
+    logits = torch.cat([values for _, _, values in found]).numpy()
+    restored = np.empty_like(logits)
+    restored[np.concatenate([rows for rows, _, _ in found])] = logits
+    return restored
+
+
+def in_order(parts: Sequence[Any], count: int) -> Any:
+    """What several processes found, each for every ``len(parts)``-th row, as one: the first ``count`` rows."""
+    rows = [parts[i % len(parts)][i // len(parts)] for i in range(count)]
+    return np.stack(rows) if isinstance(parts[0], np.ndarray) else rows

@@ -1,0 +1,37 @@
+"""What ``predict`` takes, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ptft_hf.errors import DataError
+
+
+def text_row(value: Any, columns: Sequence[str]) -> dict[str, Any]:
+    """A string, which is the first column's, or a mapping with a string for each of the columns.
+
+    Raises:
+        DataError: It is neither, or no text.
+    """
+    row = {columns[0]: value} if isinstance(value, str) else value
+    if not isinstance(row, Mapping):
+        raise DataError(f"{value!r} is neither a text nor an object with the key {columns[0]!r}")
+    if wrong := [name for name in columns if not isinstance(row.get(name), str)]:
+        raise DataError(
+            f"{', '.join(map(repr, wrong))} must be given, as text; this model was trained on {list(columns)}, "
+            f"and the input has {sorted(map(str, row))}"
+        )
+    for name in columns:
+        check_text(name, row[name])
+    return {name: row[name] for name in columns}
+
+
+def check_text(name: str, text: str) -> None:
+    """Refuse what a tokenizer would.
+
+    Raises:
+        DataError: Half of a surrogate pair, which JSON can hold and UTF-8 cannot.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"{name!r} has half of a surrogate pair, which is no text")
