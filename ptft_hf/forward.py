@@ -49,6 +49,17 @@ def logits_of(
     return restored
 
 
+def token_logits_of(
+    model: Any, encoded: Any, collate: Callable[..., Any], batch_size: int, progress: bool = False
+) -> list[np.ndarray]:
+    """Logits ``[T, C]`` of each row, without padding, of models that give one vector a token."""
+    found: dict[int, np.ndarray] = {}
+    for rows, batch, logits in batches(model, encoded, collate, batch_size, progress):
+        for row, values, mask in zip(rows, logits, batch["attention_mask"].bool(), strict=True):
+            found[int(row)] = values[mask].numpy()
+    return [found[row] for row in range(len(encoded))]
+
+
 def in_order(parts: Sequence[Any], count: int) -> Any:
     """What several processes found, each for every ``len(parts)``-th row, as one: the first ``count`` rows."""
     rows = [parts[i % len(parts)][i // len(parts)] for i in range(count)]

@@ -22,7 +22,7 @@ import numpy as np
 from ptft_hf.data import duplicates, splitting, subsets
 from ptft_hf.data.columns import Schema, Tables, prepare
 from ptft_hf.data.converters import aclsum_roles, aclsum_roles_multilabel
-from ptft_hf.data.sources import SPLITS, Source, open_source, quiet
+from ptft_hf.data.sources import SPLITS, Raw, Source, open_source, quiet
 from ptft_hf.errors import DataError
 
 __all__ = [
@@ -58,6 +58,7 @@ def load_splits(
     optional: Sequence[str] = (),
     seed: int,
     label_column: str | None = "label",
+    otherwise: Sequence[str] = (),
 ) -> Splits:
     """Load, rename and clean the three splits of a data set.
 
@@ -70,6 +71,8 @@ def load_splits(
         optional: The family's columns that are taken if they are there; None in them becomes ``""``.
         seed: For cutting a missing validation or test split from train.
         label_column: The family's name of the label column, always required; None if the family has none.
+        otherwise: The columns of another layout, the last of them the label, which is taken where the source
+            has it and lacks what is ``required``.
 
     Returns:
         `Splits`. A missing validation or test split, or one without any label, is cut from train: 10 % of its
@@ -84,13 +87,13 @@ def load_splits(
             several types, too few rows to cut a split from; all faults of one stage together.
         RecipeError: A ``package:`` path of a package that is not installed.
     """
-    schema = Schema.of(columns, required, optional, label_column)
     with quiet():
         raw, notes = open_source(source)
         if "train" not in raw:
             raise DataError(
                 f"there is no split 'train', only {', '.join(raw) or 'none'}: name it under data.splits"
             )
+        schema = _schema(raw["train"], columns, required, optional, label_column, otherwise)
         tables = prepare(raw, schema, notes)
         tables = _with_cuts(tables, schema, seed, notes)
     return Splits(tables["train"], tables["validation"], tables["test"], notes)
@@ -104,6 +107,7 @@ def load_split(
     required: Sequence[str],
     optional: Sequence[str] = (),
     label_column: str | None = "label",
+    otherwise: Sequence[str] = (),
 ) -> tuple[datasets.Dataset, list[str]]:
     """One split and the notes about it, cleaned as `load_splits` does; for evaluation.
 
@@ -113,17 +117,32 @@ def load_split(
     Raises:
         DataError: As `load_splits`; or the split is not there, or has no label.
     """
-    schema = Schema.of(columns, required, optional, label_column)
     with quiet():
         raw, notes = open_source(source)
         if split not in raw and len(raw) == 1:
             raw, notes = {split: next(iter(raw.values()))}, []
         if split not in raw:
             raise DataError(f"there is no split {split!r}, only {', '.join(raw)}: name it under data.splits")
+        schema = _schema(raw[split], columns, required, optional, label_column, otherwise)
         tables = prepare({split: raw[split]}, schema, notes)
     if split not in tables:
         raise DataError(f"{raw[split].origin}: no row of {split} has a label")
     return tables[split], notes
+
+
+def _schema(
+    raw: Raw,
+    columns: Mapping[str, str],
+    required: Sequence[str],
+    optional: Sequence[str],
+    label_column: str | None,
+    otherwise: Sequence[str],
+) -> Schema:
+    schema = Schema.of(columns, required, optional, label_column)
+    if not otherwise or schema.fits(raw.columns):
+        return schema
+    other = Schema.of(columns, otherwise, (), otherwise[-1])
+    return other if other.fits(raw.columns) or not set(columns).isdisjoint(otherwise) else schema
 
 
 def check_leakage(

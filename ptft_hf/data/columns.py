@@ -22,6 +22,7 @@ _FEATURES = {
     "lists of integers": datasets.List(datasets.Value("int64")),
     "lists of strings": datasets.List(datasets.Value("string")),
     "empty lists": datasets.List(datasets.Value("string")),
+    "lists of objects": None,  # Arrow's own type: annotations may have other fields beside the family's
 }
 _NOT_ONE_TYPE = (
     ValueError,
@@ -46,6 +47,10 @@ class Schema(NamedTuple):
     ) -> Schema:
         needed = [*required] if label is None or label in required else [*required, label]
         return cls(columns, tuple(needed), tuple(name for name in optional if name not in needed), label)
+
+    def fits(self, present: Iterable[str]) -> bool:
+        """Whether a split with these columns has all that are required."""
+        return {self.columns.get(name, name) for name in self.required} <= set(present)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -253,7 +258,7 @@ def _common_kind(kinds: Mapping[str, Mapping[str, Any]], raw: Mapping[str, Raw],
         found.discard("empty lists")
     if len(found) == 1 and found <= _FEATURES.keys():
         return found.pop()
-    allowed = "strings, integers, booleans, numbers, or lists of strings or of integers"
+    allowed = "strings, integers, booleans, numbers, or lists of strings, of integers or of objects"
     raise DataError(
         *(
             f"{raw[split].origin}: the labels of {split} are {kind}, such as {files.short(example)}; "

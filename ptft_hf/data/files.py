@@ -1,4 +1,4 @@
-"""Local csv, tsv, json and jsonl files as plain rows, with errors that name the file and the line.
+"""Local csv, tsv, json, jsonl and CoNLL files as plain rows, with errors that name the file and the line.
 
 ``datasets`` reads these too, but reports a broken byte or line without its place, turns the csv text "None"
 or "NA" into a missing value, and guesses a csv column's type afresh for every split and every 10,000 rows.
@@ -15,11 +15,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ptft_hf.data.conll import conll_rows
 from ptft_hf.errors import DataError
 
 Row = dict[str, Any]
 
-KINDS = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
+KINDS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
+}
 
 _SHOWN = 5  # faults shown per file; the others are counted
 _FIELD_LIMIT = 2**31 - 1  # csv's own limit of 131,072 characters would refuse long documents
@@ -30,8 +41,8 @@ def read_rows(path: Path, kind: str | None = None) -> list[Row]:
 
     Args:
         path: The file, UTF-8 with or without a byte order mark.
-        kind: ``"csv"``, ``"tsv"`` or ``"json"`` (JSON lines, or one array of objects); by the file's ending
-            if None. A file that ends in ``.tsv`` is tab-separated even where ``kind`` says csv.
+        kind: ``"csv"``, ``"tsv"``, ``"json"`` (JSON lines, or one array of objects) or ``"conll"``; by the
+            file's ending if None. A file that ends in ``.tsv`` is tab-separated even where ``kind`` says csv.
 
     Returns:
         One dict per row. Values of csv and tsv files are all strings.
@@ -44,7 +55,12 @@ def read_rows(path: Path, kind: str | None = None) -> list[Row]:
     if not text.strip():
         raise DataError(f"{path}: the file is empty")
     problems: list[str] = []
-    rows = list(_json_rows(text, path, problems) if kind == "json" else _csv_rows(text, path, kind, problems))
+    if kind == "conll":
+        rows = list(conll_rows(text, path, problems))
+    elif kind == "json":
+        rows = list(_json_rows(text, path, problems))
+    else:
+        rows = list(_csv_rows(text, path, kind, problems))
     if problems:
         more = len(problems) - _SHOWN
         raise DataError(*problems[:_SHOWN], *([f"{path}: and {more} more broken lines"] if more > 0 else []))

@@ -134,11 +134,15 @@ def _load(source: DataSource) -> dict[str, Raw]:
         by_split = _local_files(Path(path))
     if by_split and source.data_dir is None:
         local = _expanded(by_split)
-        kind = path if path in ("csv", "tsv", "json") else None
+        kind = path if path in ("csv", "tsv", "json", "conll") else None
         if all(_plain(file, kind) for names in local.values() for file in names):
             return _read_files(local, kind)
         given = path if path in _BUILDERS.values() else None
         builder = given or _builder(next(iter(local.values()))[0])
+        if builder == "conll":
+            raise DataError(
+                f"{path or source.data_files}: compressed CoNLL files are not read: unpack them first"
+            )
         return _from_library(source, builder, {name: list(map(str, paths)) for name, paths in local.items()})
     if path is None:
         raise DataError("data: neither path nor data_files is given: name a hub id, a folder or files")
@@ -222,7 +226,7 @@ def _read_files(local: Mapping[str, list[Path]], kind: str | None) -> dict[str, 
             except DataError as error:
                 problems += error.problems
         kinds = {kind or files.KINDS[path.suffix.lower()] for path in paths}
-        splits[name] = Raw(", ".join(map(str, paths)), rows, untyped="json" not in kinds)
+        splits[name] = Raw(", ".join(map(str, paths)), rows, untyped=bool(kinds & {"csv", "tsv"}))
     if problems:
         raise DataError(*problems)
     return splits

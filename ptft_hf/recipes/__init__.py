@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from ptft_hf.errors import RecipeError, did_you_mean
 from ptft_hf.recipes.bottleneck import BottleneckConfig, BottleneckRecipe, HookPoint
 from ptft_hf.recipes.documents import Document, dump, from_mapping, read, shown
+from ptft_hf.recipes.explaining import explain
 from ptft_hf.recipes.families import ADAPTER_FAMILIES, PEFT_FAMILIES, TASK_FAMILIES
 from ptft_hf.recipes.files import (
     Kind,
@@ -41,7 +42,7 @@ from ptft_hf.recipes.models import (
     PeftRecipe,
     SequenceClassificationRecipe,
     TaskRecipe,
-    explain,
+    TokenClassificationRecipe,
     keys_of,
 )
 from ptft_hf.recipes.overrides import Overrides, parse_set, read_sets
@@ -67,6 +68,7 @@ __all__ = [
     "PeftRecipe",
     "SequenceClassificationRecipe",
     "TaskRecipe",
+    "TokenClassificationRecipe",
     "adapter_from_dict",
     "catalogue",
     "load_adapter",

@@ -9,9 +9,13 @@ from ptft_hf.recipes.models import (
     PartialRecipe,
     SequenceClassificationRecipe,
     TaskRecipe,
+    TokenClassificationRecipe,
 )
 
-TASK_FAMILIES: dict[str, type[TaskRecipe]] = {"sequence_classification": SequenceClassificationRecipe}
+TASK_FAMILIES: dict[str, type[TaskRecipe]] = {
+    "sequence_classification": SequenceClassificationRecipe,
+    "token_classification": TokenClassificationRecipe,
+}
 ADAPTER_FAMILIES: dict[str, type[AdapterRecipe]] = {
     "full": FullRecipe,
     "partial": PartialRecipe,

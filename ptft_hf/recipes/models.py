@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ptft_hf.errors import did_you_mean
@@ -48,23 +48,6 @@ FROM_PRETRAINED = (
 )
 # fmt: on
 """What ``model:`` may hold besides fields of the model's own config."""
-
-_EXPECTED = {
-    "string_type": "text",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "dict_type": "a map",
-    "model_type": "a map",
-    "list_type": "a list",
-    "literal_error": "{expected}",
-    "greater_than": "a number greater than {gt:g}",
-    "greater_than_equal": "a number of at least {ge:g}",
-    "less_than_equal": "a number of at most {le:g}",
-}
-"""What pydantic's kinds of errors say was expected."""
 
 
 class _Strict(BaseModel):
@@ -114,7 +97,9 @@ class DataSource(_Strict):
         yield from _repeated(values.get("splits"), "splits", "a split cannot be two")
 
 
-class _Recipe(_Strict):
+class Recipe(_Strict):
+    """What both kinds of recipes have."""
+
     name: str
     """The catalogue's name (``lora/r8_attention``) or the file's path."""
     family: str
@@ -129,7 +114,7 @@ class _Recipe(_Strict):
             yield ("training", name), reason
 
 
-class TaskRecipe(_Recipe):
+class TaskRecipe(Recipe):
     """What to learn, from which data.
 
     Raises:
@@ -179,16 +164,33 @@ class SequenceClassificationRecipe(TaskRecipe):
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
-        known = ("text", "text_pair", "label")
-        columns = values.get("columns")
-        for name in columns if isinstance(columns, dict) else ():
-            if name not in known:
-                yield ("columns", name), f"unknown column {name!r}{did_you_mean(name, known) or _list(known)}"
-        weights = values.get("class_weights")
-        for label, weight in weights.items() if isinstance(weights, dict) else ():
-            if isinstance(weight, int | float) and weight <= 0:
-                yield ("class_weights", label), f"expected a number greater than 0, got {shown(weight)}"
+        yield from _column_faults(values, ("text", "text_pair", "label"))
+        yield from _weight_faults(values)
         yield from _contradictions(values)
+
+
+class TokenClassificationRecipe(TaskRecipe):
+    """Named entities: a type and a place for each, in words or in running text."""
+
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    """Weights of the loss by type, and of ``O``; ``balanced``: words / (types and O x words of the type)."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """``focal`` (Lin et al. 2017) weighs easy words down."""
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    """How much it weighs them down; 2 is the paper's choice, 0 is cross entropy."""
+    label_all_subwords: bool = False
+    """Train every sub-word of a word, instead of the first alone (as Devlin et al. 2019 do)."""
+    stride: Annotated[int, Field(ge=0)] | None = None
+    """Tokens that neighbouring windows of a long input share; None is a quarter of a window."""
+    tag_names: list[str] = []
+    """What tags that are bare integers stand for, from 0 on."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        yield from super().faults(values)
+        yield from _column_faults(values, ("tokens", "tags", "text", "spans"))
+        yield from _weight_faults(values)
+        yield from _smoothing_faults(values)
 
 
 class CustomTaskRecipe(TaskRecipe):
@@ -198,7 +200,7 @@ class CustomTaskRecipe(TaskRecipe):
     """What the class makes of it is its own affair."""
 
 
-class AdapterRecipe(_Recipe):
+class AdapterRecipe(Recipe):
     """Which weights to train, and how fast.
 
     Raises:
@@ -299,14 +301,32 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Fault]:
             yield (name,), f"{shown(values[name])} has no meaning for {kind}; leave it out"
     if focal and kind == "regression":
         yield ("loss",), "'focal' has no meaning for regression; leave it out"
-    training = values.get("training")
+    yield from _smoothing_faults(values)
+
+
+def _smoothing_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
+    training, focal = values.get("training"), values.get("loss") == "focal"
     if focal and isinstance(training, dict) and training.get("label_smoothing_factor"):
         yield ("training", "label_smoothing_factor"), "cannot be combined with loss: focal; leave one out"
 
 
+def _column_faults(values: Mapping[str, Any], known: tuple[str, ...]) -> Iterator[Fault]:
+    columns = values.get("columns")
+    for name in columns if isinstance(columns, dict) else ():
+        if name not in known:
+            yield ("columns", name), f"unknown column {name!r}{did_you_mean(name, known) or list_of(known)}"
+
+
+def _weight_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
+    weights = values.get("class_weights")
+    for label, weight in weights.items() if isinstance(weights, dict) else ():
+        if isinstance(weight, int | float) and weight <= 0:
+            yield ("class_weights", label), f"expected a number greater than 0, got {shown(weight)}"
+
+
 def keys_of(recipe: type[BaseModel]) -> frozenset[str]:
     """The top-level keys that a YAML file of this kind may hold (a PEFT method's own fields aside)."""
-    inner = {"name", "config"} if issubclass(recipe, _Recipe) else set()
+    inner = {"name", "config"} if issubclass(recipe, Recipe) else set()
     return frozenset(recipe.model_fields) - inner
 
 
@@ -318,54 +338,6 @@ def training_faults(training: object) -> Iterator[tuple[str, str]]:
         elif name not in training_argument_names():
             near = did_you_mean(name, training_argument_names())
             yield name, f"unknown TrainingArguments name {name!r}{near}"
-
-
-def explain(error: ValidationError, recipe: type[_Recipe], values: Mapping[str, Any]) -> list[Fault]:
-    """Every fault of a recipe's values, in the words of this project.
-
-    Args:
-        error: What ``recipe.model_validate(values)`` raised.
-        recipe: The model.
-        values: The values as read, still of any type.
-    """
-    faults: list[Fault] = []
-    expected: dict[Key, tuple[list[str], Any]] = {}
-    for item in error.errors(include_url=False):
-        key, kind, context = _real_key(item["loc"], values), item["type"], item.get("ctx", {})
-        if kind == "recipe_faults":
-            faults += [((*key, *inner), message) for inner, message in context["faults"]]
-        elif kind == "extra_forbidden":
-            names = keys_of(DataSource) if key[0] == "data" else keys_of(recipe) | {"include"}
-            name = str(key[-1])
-            faults.append((key, f"unknown key {name!r}{did_you_mean(name, names) or _list(names)}"))
-        elif kind == "missing":
-            faults.append(((*key, item["loc"][-1]), "is missing"))
-        else:
-            phrase = _EXPECTED[kind].format(**context) if kind in _EXPECTED else item["msg"]
-            expected.setdefault(key, ([], item["input"]))[0].append(phrase)
-    for key, (phrases, value) in expected.items():
-        if any(other[: len(key)] == key and other != key for other in expected):
-            continue  # a member of a union that fits better is at fault deeper down
-        choices = re.findall(r"'([^']*)'", " ".join(phrases))
-        near = did_you_mean(value, choices) if isinstance(value, str) else ""
-        faults.append((key, f"expected {' or '.join(dict.fromkeys(phrases))}, got {shown(value)}{near}"))
-    if not any(
-        item["type"] == "recipe_faults" and not item["loc"] for item in error.errors(include_url=False)
-    ):
-        faults += recipe.faults(values)  # pydantic has not come to these, since a type was wrong
-    return list(dict.fromkeys(faults))
-
-
-def _real_key(location: tuple[int | str, ...], values: Any) -> Key:
-    """A location of pydantic's without the names that it gives to the members of a union."""
-    key: Key = ()
-    for part in location:
-        inside = (
-            range(len(values)) if isinstance(values, list) else values if isinstance(values, dict) else ()
-        )
-        if part in inside:
-            key, values = (*key, part), values[part]
-    return key
 
 
 def _repeated(names: object, where: str, why: str) -> Iterator[Fault]:
@@ -389,5 +361,6 @@ def _model_faults(model: object) -> Iterator[Fault]:
         yield ("model", "max_length"), f"expected a whole number of at least 1, got {shown(length)}"
 
 
-def _list(names: tuple[str, ...] | frozenset[str]) -> str:
+def list_of(names: tuple[str, ...] | frozenset[str]) -> str:
+    """The end of an error message about an unknown name that is near none of these."""
     return f"; known: {', '.join(sorted(names))}"

@@ -14,7 +14,10 @@ from ptft_hf import data
 from ptft_hf.errors import RecipeError
 from ptft_hf.recipes import TaskRecipe
 
-FAMILIES = {"sequence_classification": "ptft_hf.tasks.sequence_classification:SequenceClassification"}
+FAMILIES = {
+    "sequence_classification": "ptft_hf.tasks.sequence_classification:SequenceClassification",
+    "token_classification": "ptft_hf.tasks.token_classification:TokenClassification",
+}
 
 
 class Usage(NamedTuple):
@@ -48,6 +51,8 @@ class Task(Protocol):
     optional: Sequence[str]
     text_columns: Sequence[str]
     label_column: str
+    otherwise: Sequence[str]
+    """Columns of a second layout, the label last; empty if there is but one."""
     best_metric: str
     """The validation metric by which a checkpoint is chosen, unless the recipe names another."""
     smooths_labels: bool
@@ -149,24 +154,22 @@ def build(recipe: TaskRecipe) -> Task:
 
 def load_splits(task: Task, source: Any, recipe: TaskRecipe, seed: int) -> data.Splits:
     """The family's columns of a source's splits, checked for leakage; see :func:`ptft_hf.data.load_splits`."""
-    splits = data.load_splits(
-        source,
-        columns=recipe.columns,
-        required=task.required,
-        optional=task.optional,
-        seed=seed,
-        label_column=task.label_column,
-    )
-    return data.check_leakage(splits, task.text_columns, task.label_column, recipe.leakage)
+    splits = data.load_splits(source, columns=recipe.columns, seed=seed, **_columns(task))
+    label = task.label_column
+    if label not in splits.train.column_names and task.otherwise:
+        label = task.otherwise[-1]
+    return data.check_leakage(splits, task.text_columns, label, recipe.leakage)
 
 
 def load_split(task: Task, source: Any, recipe: TaskRecipe, split: str) -> tuple[Any, list[str]]:
     """The family's columns of one split; see :func:`ptft_hf.data.load_split`."""
-    return data.load_split(
-        source,
-        split,
-        columns=recipe.columns,
-        required=task.required,
-        optional=task.optional,
-        label_column=task.label_column,
-    )
+    return data.load_split(source, split, columns=recipe.columns, **_columns(task))
+
+
+def _columns(task: Task) -> dict[str, Any]:
+    return {
+        "required": task.required,
+        "optional": task.optional,
+        "label_column": task.label_column,
+        "otherwise": task.otherwise,
+    }

@@ -42,6 +42,7 @@ class SequenceClassification:
     optional = ("text_pair",)
     text_columns = ("text", "text_pair")
     label_column = "label"
+    otherwise = ()
     long_inputs = "were truncated"
 
     def __init__(self, recipe: SequenceClassificationRecipe) -> None:
