@@ -23,7 +23,8 @@ def conll_rows(text: str, path: Path, problems: list[str]) -> Iterator[dict[str,
     """
     lines = text.replace("\r\n", "\n").split("\n")  # not splitlines(): a word may hold U+2028
     separator = "\t" if "\t" in text else " +"
-    width, sentence = 0, []
+    width = 0
+    sentence: list[list[str]] = []
     for number, line in enumerate([*lines, ""], 1):
         if _COMMENT.match(line) and not re.search(r"\s(O|[BIESLUM]-\S+)$", line):
             continue

@@ -12,9 +12,9 @@ import torch
 from ptft_hf import forward
 from ptft_hf.errors import DataError, ModelError, RecipeError
 from ptft_hf.recipes import TokenClassificationRecipe
-from ptft_hf.tasks import Usage, alignment, annotations, losses, spans, token_rows
+from ptft_hf.tasks import Usage, alignment, annotated, losses, spans, token_rows
 from ptft_hf.tasks.alignment import FINE, LIKE_TOKENS
-from ptft_hf.tasks.annotations import Annotated
+from ptft_hf.tasks.annotated import Annotated
 from ptft_hf.tasks.inputs import check_text
 from ptft_hf.tasks.tags import OUTSIDE, entities, iob2, misfits, scheme_of
 from ptft_hf.tasks.token_rows import IGNORED, Reading, Targets
@@ -79,7 +79,7 @@ class TokenClassification:
         """
         tables = {name: getattr(splits, name) for name in ("train", "validation", "test")}
         names = self.recipe.tag_names
-        if problems := [p for name, rows in tables.items() for p in annotations.faults(name, rows, names)]:
+        if problems := [p for name, rows in tables.items() for p in annotated.faults(name, rows, names)]:
             raise DataError(*problems)
         in_words = "tokens" in splits.train.column_names
         self.pattern = LIKE_TOKENS if in_words else FINE
@@ -109,7 +109,7 @@ class TokenClassification:
     def _look_at_tags(self, tables: Mapping[str, Any]) -> list[str]:
         """The scheme of all splits together, and how many of their tags break it."""
         named = {
-            name: [annotations.named(tags, self.recipe.tag_names) for tags in table["tags"][:]]
+            name: [annotated.named(tags, self.recipe.tag_names) for tags in table["tags"][:]]
             for name, table in tables.items()
         }
         try:
@@ -154,7 +154,7 @@ class TokenClassification:
     # ---- rows to batches ----
 
     def _read(self, row: Mapping[str, Any]) -> Annotated:
-        return annotations.read(row, self.recipe.tag_names, self.pattern)
+        return annotated.read(row, self.recipe.tag_names, self.pattern)
 
     def encode(self, rows: Any, tokenizer: Any, max_length: int) -> tuple[Any, int]:
         """The windows of all rows; text, words and tags of a row stand beside its first window.
@@ -341,7 +341,7 @@ class TokenClassification:
         Raises:
             DataError: Rows that are not annotated as they should be.
         """
-        if problems := annotations.faults("data", rows, self.recipe.tag_names):
+        if problems := annotated.faults("data", rows, self.recipe.tag_names):
             raise DataError(*problems)
         found = {e.type for row in rows for e in entities(self._read(row).tags or [])}
         return sorted(found - set(self.labels))
@@ -361,7 +361,7 @@ def _look_at_spans(tables: Mapping[str, Any], pattern: str) -> list[str]:
     notes = []
     for name, table in tables.items():
         pairs = zip(table["text"][:], table["spans"][:], strict=True)
-        moved = [annotations.tags_of_spans(alignment.split(text, pattern), spans)[1] for text, spans in pairs]
+        moved = [annotated.tags_of_spans(alignment.split(text, pattern), spans)[1] for text, spans in pairs]
         total = sum(map(len, table["spans"][:]))
         if widened := sum(m.widened for m in moved):
             notes.append(

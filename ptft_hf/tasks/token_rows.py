@@ -10,7 +10,7 @@ import torch
 from ptft_hf import report
 from ptft_hf.tasks import alignment
 from ptft_hf.tasks.alignment import Window, Words
-from ptft_hf.tasks.annotations import Annotated
+from ptft_hf.tasks.annotated import Annotated
 
 IGNORED = -100
 """The label of tokens that are not trained."""
