@@ -96,11 +96,13 @@ def keep_freed_memory() -> None:
 def predict(
     folder: Folder,
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Texts to classify.", show_default=False)
+        list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Texts.", show_default=False)
     ] = None,
     input_: Annotated[
         Path | None,
-        typer.Option("--input", help="JSON lines, each an object with `text` (or a string); `-` is stdin."),
+        typer.Option(
+            "--input", help="JSON lines, strings or objects with `text` (or `tokens`); `-` is stdin."
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="JSON lines; stdout by default.")] = None,
     model: Base = None,
@@ -109,7 +111,7 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts that run together.")] = 32,
 ) -> None:
-    """Predict a label for each text: JSON lines with `label` and `scores`."""
+    """What the model says of each text: JSON lines (labels and scores, or entities)."""
     if texts and input_:
         raise DataError("give texts as arguments or in --input, not both")
     if output is not None and (output.is_dir() or not output.resolve().parent.is_dir()):
