@@ -249,9 +249,7 @@ def finish(
     )
     record["proof"] = proof
     record["training"]["bytes_on_disk"] = sum(p.stat().st_size for p in staging.iterdir())
-    (staging / "README.md").write_text(
-        card.model_card(record, models.adapter_kind(model)), encoding="utf-8"
-    )
+    (staging / "README.md").write_text(card.model_card(record, models.adapter_kind(model)), encoding="utf-8")
     report.curves(
         folder / "metrics.jsonl",
         staging / "curves.png",

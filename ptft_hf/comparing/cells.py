@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ptft_hf import adapters, checkpoints, inference, training
+from ptft_hf import adapters, checkpoints, inference, models, training
 from ptft_hf.comparing.grids import Cell
 from ptft_hf.errors import CheckpointError, ModelError
+from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.inference import TrainedModel
 from ptft_hf.preparing import Ready, make_plan, prepare, training_arguments
 
@@ -130,14 +131,13 @@ def metric_of(record: Mapping[str, Any], default: str) -> tuple[str, bool]:
 
 def on_test(trained: TrainedModel, ready: Ready) -> dict[str, Any]:
     """Metrics, figures by class, and a score for each test example: a string of 0 and 1 where those are all."""
-    collate = trained.task.collator(trained.tokenizer)
-    encoded = ready.encoded["test"]
-    logits = inference.logits_of(trained.model, encoded, collate, inference.BATCH_SIZE, progress=True)
-    labels = np.array(encoded["labels"][:])
-    outcomes = trained.task.outcomes(logits, labels)
-    report = trained.task.report(logits, labels)
+    task, encoded = trained.task, ready.encoded["test"]
+    outputs = task.outputs(trained.model, encoded, trained.tokenizer, BATCH_SIZE, progress=True)
+    targets = task.targets(encoded)
+    outcomes = task.outcomes(outputs, targets)
+    report = task.report(outputs, targets)
     return {
-        "metrics": trained.task.metrics(logits, labels),
+        "metrics": task.metrics(outputs, targets),
         "report": {name: value for name, value in report.items() if name != "confusion"},
         "outcomes": "".join(str(int(x)) for x in outcomes) if set(outcomes) <= {0.0, 1.0} else outcomes,
     }
@@ -161,7 +161,7 @@ def costs(
     run = chosen["record"]
     figures, lengths = run["training"], ready.encoded["train"]["length"][:]
     merged: float | str | None = None
-    if hasattr(trained.model, "peft_config"):
+    if models.adapter_kind(trained.model) is not None:
         try:
             merged = inference_speed(trained.merge(), ready)
         except CheckpointError as error:
@@ -185,14 +185,11 @@ def costs(
 
 def inference_speed(trained: TrainedModel, ready: Ready) -> float:
     """Examples a second through the model alone, padded in batches of like length."""
-    encoded = ready.encoded["validation"]
+    task, encoded = trained.task, ready.encoded["validation"]
     encoded = encoded.select(range(min(SPEED_ROWS, len(encoded))))
-    collate = trained.task.collator(trained.tokenizer)
-    inference.logits_of(
-        trained.model, encoded.select(range(min(8, len(encoded)))), collate, inference.BATCH_SIZE
-    )
+    task.outputs(trained.model, encoded.select(range(min(8, len(encoded)))), trained.tokenizer, BATCH_SIZE)
     started = time.perf_counter()
-    inference.logits_of(trained.model, encoded, collate, inference.BATCH_SIZE)
+    task.outputs(trained.model, encoded, trained.tokenizer, BATCH_SIZE)
     return len(encoded) / (time.perf_counter() - started)
 
 

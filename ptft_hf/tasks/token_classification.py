@@ -252,6 +252,11 @@ class TokenClassification:
             "partial": spans.partial(gold, predicted),
         }
 
+    def outcomes(self, outputs: Sequence[np.ndarray], targets: Targets) -> list[float]:
+        """1.0 for a row whose entities are all found, and no others, else 0.0."""
+        gold, predicted = self._sequences(outputs, targets)
+        return [float(entities(t) == entities(p)) for t, p in zip(gold, predicted, strict=True)]
+
     def _sequences(
         self, outputs: Sequence[np.ndarray], targets: Targets
     ) -> tuple[list[list[str]], list[list[str]]]:
