@@ -21,6 +21,8 @@ import ptft_hf
 from ptft_hf import cli
 from ptft_hf.errors import DataError, RecipeError
 from ptft_hf.recipes import TokenClassificationRecipe
+from ptft_hf.tasks.alignment import joined
+from ptft_hf.tasks.tags import entities
 from tests.conftest import write_rows
 from tests.runs import build, learner, logged
 from tests.test_model_card import card_of, code_of, result_of
@@ -221,9 +223,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         adapter="lora/r16_all_linear",
         output_dir=root / "run",
         settings={
-            "num_train_epochs": 6,
+            "num_train_epochs": 20,
             "per_device_train_batch_size": 8,
-            "learning_rate": 1e-2,
+            "learning_rate": 2e-3,
             "bf16": False,
         },
     )
@@ -267,16 +269,18 @@ def test_evaluate_on_files_of_the_other_layouts(finished: Path, tmp_path: Path) 
         model.evaluate(str(tmp_path / "new.jsonl"))
 
 
-def test_long_inputs_are_answered_like_short_ones(finished: Path) -> None:
-    """Names at every place of a text of many windows, and characters that fit."""
-    model = ptft_hf.load(finished)
-    for at in range(0, 60, 7):
-        words = ["the", "film", "was"] * 20
-        words[at : at + 2] = ["good", "lovely"]
-        (answer,) = model.predict([" ".join(words)])
-        assert [(e["text"], e["type"]) for e in answer["entities"]] == [("good lovely", "good")], at
-        (entity,) = answer["entities"]
-        assert answer["text"][entity["start"] : entity["end"]] == "good lovely"
+def test_long_inputs_are_answered_to_their_end(finished: Path) -> None:
+    """Twelve sentences in a row, a text of many windows: the names are found where they stand, all along."""
+    model, rows = ptft_hf.load(finished), sentences(12, 9, longest=24)
+    words, tags = ([x for row in rows for x in row[name]] for name in ("tokens", "tags"))
+    text, spans = joined(words)
+    wanted = {(spans[e.start][0], spans[e.end - 1][1], e.type) for e in entities(tags)}
+    (answer,) = model.predict([{"tokens": words}])
+    found = {(e["start"], e["end"], e["type"]) for e in answer["entities"]}
+    assert len(wanted & found) >= 0.8 * max(len(wanted), len(found))
+    assert max(wanted & found)[0] > 0.8 * len(text)
+    for entity in answer["entities"]:
+        assert text[entity["start"] : entity["end"]] == entity["text"]
         assert 0 < entity["score"] <= 1
 
 
@@ -292,30 +296,40 @@ def test_texts_words_and_batches_of_any_size_give_the_same_answers(finished: Pat
 
 
 def test_the_command_gives_json_lines(finished: Path, tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('{"tokens": ["a", "good", "film"]}\n{"text": "a good film"}\n"bad"\n')
+    sentence = " ".join(sentences(1, 3)[0]["tokens"])
+    write_rows(tmp_path / "in.jsonl", [{"tokens": ["a", "good", "film"]}, {"text": "a good film"}, sentence])
     runner = CliRunner()
     done = runner.invoke(cli.app, ["predict", str(finished), "--input", str(tmp_path / "in.jsonl")])
-    one, two, three = map(json.loads, done.stdout.splitlines())
-    assert one == two
-    assert [set(entity) for entity in one["entities"]] == [{"text", "type", "start", "end", "score"}]
-    assert [(e["text"], e["type"]) for e in three["entities"]] == [("bad", "bad")]
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert answers[0] == answers[1]
+    assert answers == ptft_hf.load(finished).predict(["a good film", "a good film", sentence])
+    assert answers[2]["entities"]
+    assert {key for entity in answers[2]["entities"] for key in entity} == {
+        "text",
+        "type",
+        "start",
+        "end",
+        "score",
+    }
 
 
-def test_the_cards_lines_for_upstreams_libraries_give_the_same_tags(finished: Path, tmp_path: Path) -> None:
-    _, cells = card_of(finished)
+def test_the_cards_lines_for_upstreams_libraries_give_the_same_tags(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(
+        learner(tmp_path / "bert"), "lora/r16_all_linear", folder, learning_rate=1e-5
+    )  # a varied, random head
+    _, cells = card_of(folder)
     upstream, own = code_of(cells)
-    assert "ptft_hf" not in upstream
-    tags = result_of(upstream, "[list(pair) for pair in zip([w.group() for w in words], tags)]", tmp_path)
+    assert "ptft_hf" not in upstream.replace("# of up to 64 tokens; ptft_hf reads longer ones in windows", "")
+    tags = result_of(upstream, "tags", tmp_path)
     (answer,) = result_of(
         own.replace("print(model.predict(", "answers = (model.predict("), "answers", tmp_path
     )
-    text = answer["text"]
-    expected = {word: "O" for word in text.split()}
-    for entity in answer["entities"]:
-        for i, word in enumerate(entity["text"].split()):
-            expected[word] = f"{'I' if i else 'B'}-{entity['type']}"
-    assert dict(tags) == expected
-    assert "It finds entities of the types `bad`, `good`." in (finished / "README.md").read_text("utf-8")
+    words = answer["text"].split()
+    found = [(" ".join(words[e.start : e.end]), e.type) for e in entities(tags)]
+    assert found
+    assert [(e["text"], e["type"]) for e in answer["entities"]] == found
+    assert "It finds entities of the types `bad`, `good`." in (folder / "README.md").read_text("utf-8")
 
 
 def test_a_merged_model_gives_the_same_entities(finished: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ptft_hf.tasks.token_rows import IGNORED, Reading, Targets
 
 USAGE = """import re
 
-text = {text}
+text = {text}  # of up to {max_length} tokens; ptft_hf reads longer ones in windows
 words = list(re.finditer(r"\\S+", text))
 inputs = tokenizer(text, return_tensors="pt")
 with torch.no_grad():
@@ -352,7 +352,11 @@ class TokenClassification:
         return sorted(found - set(self.labels))
 
     def usage(self, columns: Sequence[str], max_length: int) -> Usage:
-        return Usage(USAGE.format(text=f'"{SAMPLES[0]}"'), list(SAMPLES), "finds entities of the types")
+        return Usage(
+            USAGE.format(text=f'"{SAMPLES[0]}"', max_length=max_length),
+            list(SAMPLES),
+            "finds entities of the types",
+        )
 
     def state(self) -> dict[str, Any]:
         return {"types": self.labels, "pattern": self.pattern}
