@@ -93,7 +93,7 @@ def run_cell(name: str, seed: int, rate: float, data: Path, folder: Path) -> dic
         **{f"test_{k}": v for k, v in run["metrics"]["test"].items()},
         "test_rare_f1": statistics.mean(rare) if rare else None,
         "validation_macro_f1": run["metrics"]["validation"]["macro_f1"],
-        **run["training"],
+        **{name: run["training"][name] for name in ("steps", "best_step", "bytes_on_disk")},
         "trainable": run["parameters"]["trainable"],
         "command": " ".join(command[1:]).replace(str(folder), "."),
     }
@@ -167,7 +167,7 @@ def main() -> None:
                 path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
                 (HERE / "REPORT.md").write_text(report(results), encoding="utf-8")
                 cell = results[name][-1]
-                shown = ("learning_rate", "validation_macro_f1", "test_macro_f1", "test_rare_f1", "seconds")
+                shown = ("learning_rate", "validation_macro_f1", "test_macro_f1", "test_rare_f1")
                 print(name, seed, {k: round(cell[k], 5) for k in shown if cell[k] is not None}, flush=True)
 
 
