@@ -38,9 +38,11 @@ UPSTREAM = """With plain {plain}:
 
 """
 
-OURS_ALONE = """Plain `peft` has no bottleneck adapters and cannot load this one.
-
-"""
+OURS_ALONE = {
+    "bottleneck": "Plain `peft` has no bottleneck adapters and cannot load this one.\n\n",
+    "prefix": "Plain `peft` puts no prefixes into attention layers and cannot load these.\n\n",
+}
+"""Why a kind of adapter has no lines of upstream's libraries."""
 
 FULL_CODE = """import torch
 from transformers import {auto}, AutoTokenizer
@@ -51,12 +53,17 @@ model = {auto}.from_pretrained(folder, {calls}).eval()
 
 PEFT_CODE = """import torch
 from peft import PeftModel
-from transformers import {auto}, AutoConfig, AutoTokenizer
+from transformers import {auto}, AutoConfig, AutoTokenizer{also}
 
 folder = {folder!r}  # where this card is
 config = AutoConfig.from_pretrained(folder)  # labels and padding token stand beside the adapter
 base = {auto}.from_pretrained({base!r}, config=config, {calls}){in_float32}
-model = PeftModel.from_pretrained(base, folder).eval()
+{learning}model = PeftModel.from_pretrained(base, folder).eval()
+"""
+
+ONE_LAYOUT = """for module in base.modules():  # else bitsandbytes repacks weights on some CPUs and rounds more
+    if hasattr(module, "support_avx512bf16_for_cpu"):
+        module.support_avx512bf16_for_cpu = False
 """
 
 SHARED_CODE = """tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -64,6 +71,13 @@ SHARED_CODE = """tokenizer = AutoTokenizer.from_pretrained(folder)
 
 WITH_WHOLE_MODELS = ("trust_remote_code", "attn_implementation")
 """Options of the base that a whole model, saved with all its weights, still needs."""
+
+
+class Verbatim(str):
+    """Code, which stands for itself."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 LOAD = """from ptft_hf import load
@@ -87,8 +101,8 @@ def model_card(run: Mapping[str, Any], kind: str | None, repository: str | None 
         what=_what(run),
         figures=_figures(run),
         facts=_facts(run, usage.answers),
-        upstream=OURS_ALONE
-        if kind == "bottleneck"
+        upstream=OURS_ALONE[kind]
+        if kind in OURS_ALONE
         else UPSTREAM.format(
             plain="`peft` and `transformers`" if kind else "`transformers`",
             code=_code(facts, folder, bool(kind)) + usage.code,
@@ -106,7 +120,7 @@ def usage_of(run: Mapping[str, Any]) -> tasks.Usage:
     return task.usage(run["data"]["columns"], run["model"]["max_length"])
 
 
-LIBRARY = {None: "transformers", "bottleneck": "ptft_hf"}
+LIBRARY = {None: "transformers", "bottleneck": "ptft_hf", "prefix": "ptft_hf"}
 
 
 def _header(run: Mapping[str, Any], kind: str | None) -> str:
@@ -169,11 +183,21 @@ def _code(facts: Mapping[str, Any], folder: str, is_peft: bool) -> str:
     dtype = facts["dtype"] if is_peft else "float32"
     if not is_peft:
         options = {name: value for name, value in options.items() if name in WITH_WHOLE_MODELS}
+    quantization = facts.get("quantization") if is_peft else None
+    if quantization:
+        skipped = sorted({*facts["head"], *(quantization.get("llm_int8_skip_modules") or ())})
+        fields = {**quantization, "llm_int8_skip_modules": skipped}
+        given = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+        options["quantization_config"] = Verbatim(f"BitsAndBytesConfig({given})")
     calls = ", ".join([f"dtype=torch.{dtype}", *(f"{name}={value!r}" for name, value in options.items())])
     return (PEFT_CODE if is_peft else FULL_CODE).format(
         auto=facts["auto_class"],
         folder=folder,
         base=facts["source"],
         calls=calls,
-        in_float32="" if dtype == "float32" else ".float()  # the head was trained in float32",
+        also=", BitsAndBytesConfig" if quantization else "",
+        learning=ONE_LAYOUT if quantization and quantization.get("load_in_4bit") else "",
+        in_float32=""
+        if dtype == "float32" or quantization
+        else ".float()  # the head was trained in float32",
     ) + SHARED_CODE

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ptft_hf import card, checkpoints, data, models, recipes, report, tasks
-from ptft_hf.adapters import bottleneck
+from ptft_hf.adapters import bottleneck, peft
 from ptft_hf.errors import CheckpointError, DataError, ModelError, OutputError
 from ptft_hf.forward import BATCH_SIZE
 
@@ -116,8 +116,13 @@ class TrainedModel:
     def _encoded(self, rows: Any) -> Any:
         return self.task.encode(rows, self.tokenizer, self.run["model"]["max_length"])[0]
 
-    def merge(self) -> TrainedModel:
+    def merge(self, base: str = "full_precision") -> TrainedModel:
         """The adapter's update added into a copy of the base: a plain ``transformers`` model.
+
+        Args:
+            base: Of an adapter that was trained on a quantized base: ``full_precision`` is the checkpoint as it
+                was before; ``dequantized`` holds the values that the quantized weights stand for. Adding to the
+                quantized weights themselves would round the update away.
 
         Raises:
             CheckpointError: This is no adapter, or the method cannot be merged.
@@ -126,14 +131,31 @@ class TrainedModel:
             raise CheckpointError(f"{self.path}: this is no adapter but a whole model already")
         import copy
 
+        quantized = bool(models.quantized_layers(self.model))
+        model = self.on_base(base) if quantized else copy.deepcopy(self.model)
         try:
             with models.quiet():
-                merged = copy.deepcopy(self.model).merge_and_unload()
+                merged = peft.merge(model)
         except (AttributeError, ValueError, NotImplementedError) as error:
             method = self.run["adapter"].get("peft_type", self.run["adapter"]["family"])
             raise CheckpointError(f"{self.path}: {method} cannot be merged on this model: {error}") from error
-        run = {**self.run, "merged_from": str(self.path)}
+        facts = {**self.run["model"], "quantization": None}
+        run = {**self.run, "model": facts, "merged_from": str(self.path)}
         return TrainedModel(merged.eval(), self.tokenizer, self.task, run, self.path)
+
+    def on_base(self, base: str) -> Any:
+        """The adapter, not merged, on the full-precision form of its quantized base; see :meth:`merge`.
+
+        Raises:
+            ModelError: ``base`` is neither ``full_precision`` nor ``dequantized``.
+        """
+        if base not in ("full_precision", "dequantized"):
+            raise ModelError(f"base: {base!r} is neither full_precision nor dequantized")
+        run = {**self.run, "model": {**self.run["model"], "quantization": None}}
+        model = load_weights(self.path, run, None, self.task, verify=False)
+        if base == "dequantized":
+            models.dequantize_into(self.model, model)
+        return model.to(next(self.model.parameters()).device).eval()
 
     def save(self, output_dir: str | Path) -> Path:
         """Write the model with its tokenizer, card and ``run.json`` into a new folder.
@@ -191,7 +213,7 @@ def load(
     task = tasks.build(recipes.task_from_dict(run["task"]))
     task.restore(run["task_state"])
     loaded = load_weights(folder, run, model, task, verify)
-    loaded.to(dtype)
+    models.in_dtype(loaded, dtype)
     if torch.cuda.is_available():
         loaded.to("cuda")
     tokenizer = models.load_tokenizer(str(folder), **options_of_whole(run["model"]))
@@ -216,7 +238,13 @@ def load_weights(
     facts = run["model"] if base is None else relocated(run["model"], base)
     reference, config = facts["reference"], models.head_config(folder)
     try:
-        loaded = models.load_model(reference, task.auto_class, config=config, **facts["options"])
+        loaded = models.load_model(
+            reference,
+            task.auto_class,
+            config=config,
+            quantization=facts.get("quantization"),
+            **facts["options"],
+        )
     except ModelError as error:
         moved = "if the base of this adapter has moved, say where it is (--model; model= in Python)"
         raise ModelError(*error.problems, moved) if base is None else error from error
@@ -226,11 +254,9 @@ def load_weights(
             f"{loaded.fingerprint[:23]}..., not {facts['fingerprint'][:23]}...); pass the right one as model"
         )
     if kind == "bottleneck":
-        return bottleneck.load(loaded.model.float(), folder)
+        return bottleneck.load(models.in_dtype(loaded.model, torch.float32), folder)
     with models.reading(str(folder)):
-        import peft
-
-        return peft.PeftModel.from_pretrained(loaded.model.float(), str(folder))
+        return models.in_dtype(peft.load(models.in_dtype(loaded.model, torch.float32), folder), torch.float32)
 
 
 def relocated(facts: Mapping[str, Any], base: str) -> dict[str, Any]:
@@ -277,31 +303,53 @@ def evaluate(path: str | Path, source: Any = None, **options: Any) -> dict[str, 
 
 
 def merge(
-    path: str | Path, output_dir: str | Path, *, model: str | None = None
-) -> tuple[TrainedModel, dict[str, float]]:
+    path: str | Path, output_dir: str | Path, *, model: str | None = None, base: str = "full_precision"
+) -> tuple[TrainedModel, dict[str, Any]]:
     """Merge an adapter into its base, compare the two on validation data, then write the merged model.
 
+    Args:
+        path: The output folder of a PEFT run.
+        output_dir: A new folder.
+        model: Where the base is now, if it has moved.
+        base: As in :meth:`TrainedModel.merge`.
+
     Returns:
-        The merged model as loaded back from ``output_dir``, and the comparison.
+        The merged model as loaded back from ``output_dir``, and the comparison. Of an adapter on a quantized
+        base it holds, under ``from_quantized``, how far each base leads from the model that was trained.
 
     Raises:
-        CheckpointError: The merged model's logits are further from the adapter's than float32 rounding
-            explains (1e-3 of the largest logit).
+        CheckpointError: The merged model's logits are further from the adapter's on the same base than float32
+            rounding explains (1e-3 of the largest logit).
     """
     folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder}: exists and is not empty; choose another folder")
     trained = load(path, model=model)
-    merged = trained.merge()
-    comparison = compare(trained, merged, _validation_texts(trained))
+    merged, texts, distances = trained.merge(base), _validation_texts(trained), {}
+    same = trained
+    if models.quantized_layers(trained.model):
+        same = _with_model(trained, trained.on_base(base))
+        for other in ("full_precision", "dequantized"):
+            found = same if other == base else _with_model(trained, trained.on_base(other))
+            distances[other] = compare(trained, found, texts)
+            report.say(
+                f"- against the quantized model that was trained, on its {other} base: logits differ by at most "
+                f"{distances[other]['max_logit_difference']:.2g}, {distances[other]['label_changes']} labels change"
+            )
+    comparison: dict[str, Any] = compare(same, merged, texts)
     if not comparison["max_logit_difference"] <= 1e-3 * max(1.0, comparison["largest_logit"]):
         raise CheckpointError(
             f"{path}: merged and adapter differ by {comparison['max_logit_difference']:.3g} in their logits; "
             "nothing was written"
         )
+    comparison |= {"from_quantized": distances} if distances else {}
     merged.run["merge"] = comparison
     merged.save(folder)
     return load(folder), comparison
+
+
+def _with_model(trained: TrainedModel, model: Any) -> TrainedModel:
+    return TrainedModel(model, trained.tokenizer, trained.task, trained.run, trained.path)
 
 
 def _validation_texts(trained: TrainedModel) -> list[Any]:

@@ -13,6 +13,7 @@ import torch
 
 from ptft_hf import adapters, checkpoints, data, models, recipes, report, settings, tasks
 from ptft_hf.adapters import adapterhub
+from ptft_hf.adapters.earlier import check_earlier
 from ptft_hf.errors import DataError, ModelError, RecipeError, did_you_mean
 from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.models import plain_model
@@ -39,6 +40,7 @@ class Ready(NamedTuple):
     head: tuple[str, ...]
     facts: dict[str, Any]
     notes: list[str]
+    method: adapters.Adapter
 
 
 # ---- what was asked ----
@@ -96,11 +98,15 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
 
     transformers.set_seed(seed)
     options = {name: value for name, value in recipe.model.items() if name != "max_length"}
-    loaded = models.load_model(plan.model, task.auto_class, config=task.config(), **options)
+    loaded = models.load_model(
+        plan.model, task.auto_class, config=task.config(), quantization=plan.adapter.quantization, **options
+    )
     tokenizer = models.load_tokenizer(plan.model, **options)
     notes += [note for note in (models.ensure_padding(loaded.model, tokenizer),) if note]
     models.read_marks_as_text(loaded.model, tokenizer)
-    max_length = models.longest_input(loaded.model, tokenizer, recipe.model.get("max_length"))
+    max_length = models.longest_input(
+        loaded.model, tokenizer, recipe.model.get("max_length"), adapters.virtual_tokens(plan.adapter)
+    )
     method = adapters.build(plan.adapter, plan.config)
     source_id, revision = models.split_revision(recipes.locate(plan.model))
     facts = {
@@ -113,10 +119,12 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
             **({"revision": revision} if revision else {}),
             **{k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in options.items()},
         },
+        "quantization": plan.adapter.quantization,
         "fingerprint": loaded.fingerprint,
         "new_parameters": sorted(loaded.new),
         "head": list(loaded.head),
     }
+    check_earlier(plan.config, plan.adapter, loaded.model.config, facts)
     with models.quiet():
         attached = method.attach(loaded.model, loaded.head, task.peft_task_type)
 
@@ -129,7 +137,7 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
                 f"and {task.long_inputs} (model.max_length)"
             )
     check_tokenizer(plan.model, encoded["train"], tokenizer)
-    return Ready(task, splits, encoded, attached, tokenizer, loaded.head, facts, notes)
+    return Ready(task, splits, encoded, attached, tokenizer, loaded.head, facts, notes, method)
 
 
 def check_tokenizer(model: str, encoded: Any, tokenizer: Any) -> None:
@@ -150,8 +158,7 @@ def check_tokenizer(model: str, encoded: Any, tokenizer: Any) -> None:
 
 def training_arguments(plan: Plan, ready: Ready, folder: Path, seed: int) -> Any:
     """Upstream's ``TrainingArguments`` from recipes, command line and defaults."""
-    method = adapters.build(plan.adapter, plan.config)
-    chosen = settings.complete(plan.given, method.learning_rate, ready.task.best_metric)
+    chosen = settings.complete(plan.given, ready.method.learning_rate, ready.task.best_metric)
     if chosen.get("bf16") and not runs_in_bf16(ready):
         if plan.given.get("bf16"):
             raise RecipeError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ptft_hf import checkpoints, data, models, report
+from ptft_hf import checkpoints, data, report
 from ptft_hf.errors import CheckpointError, OutputError
 from ptft_hf.preparing import Plan, Ready
 
@@ -139,9 +139,10 @@ def make_record(
     metrics: Mapping[str, Any],
     details: Mapping[str, Any],
     peak: float,
+    parameters: tuple[int, int],
 ) -> dict[str, Any]:
     """The content of ``run.json``."""
-    trainable, total = models.count_parameters(ready.model)
+    trainable, total = parameters
     state = trainer.state
     written = checkpoints.read_json(folder / SETTINGS)
     text_columns = [c for c in ready.task.text_columns if c in ready.splits.train.column_names]

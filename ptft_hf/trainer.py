@@ -6,8 +6,6 @@ checkpoint appears whole or not at all; the order of the rows depends on the see
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 import time
 import warnings
@@ -22,8 +20,10 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers.trainer_utils import EvalLoopOutput
 
-from ptft_hf import checkpoints, forward, report
+from ptft_hf import checkpoints, forward
 from ptft_hf.adapters.bottleneck_layers import HookedAdapters
+from ptft_hf.adapters.states import STATE, load_state, save_state
+from ptft_hf.callbacks import Clock
 from ptft_hf.errors import RecipeError
 from ptft_hf.models import adapter_kind, depths, plain_model, trunk_of
 from ptft_hf.recipes import AdapterRecipe
@@ -73,12 +73,14 @@ class Trainer(transformers.Trainer):
             self.add_callback(callback)
         self.model_accepts_loss_kwargs = False
         self.model: Any = self.model
+        # Gradual unfreezing changes from epoch to epoch what is trained.
+        self.trained = frozenset(name for name, p in self.model.named_parameters() if p.requires_grad)
         self.quiet = [] if recipe.trunk_dropout else without_dropout(self.model)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Upstream's; under autocast without PEFT's own casts to float32 and back, which change no bit."""
         autocast = self.args.bf16 or self.args.fp16
-        if not (autocast and hasattr(self.model, "peft_config")):
+        if not (autocast and adapter_kind(self.model) == "peft"):
             return super().train(*args, **kwargs)
         from peft.helpers import disable_input_dtype_casting
 
@@ -175,7 +177,20 @@ class Trainer(transformers.Trainer):
             rate = options.pop("lr", self.args.learning_rate)
             groups = self.parameter_groups(model, rate)
             self.optimizer = kind(groups, lr=rate, **options)
+        if self.optimizer is None and getattr(recipe, "loraplus_lr_ratio", None):
+            self.optimizer = self._loraplus(self.model if model is None else model)
         return super().create_optimizer(model)
+
+    def _loraplus(self, model: Any) -> Any:
+        """PEFT's optimizer of LoRA+, whose groups are those of the paper."""
+        from peft.optimizers import create_loraplus_optimizer
+
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        ratio = getattr(self.recipe, "loraplus_lr_ratio", None)
+        decay = self.args.weight_decay
+        return create_loraplus_optimizer(
+            model, kind, **options, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay
+        )
 
     def parameter_groups(self, model: Any, rate: float) -> list[dict[str, Any]]:
         """Rate of depth ``d`` of ``L`` layers: ``rate * decay ** (L + 1 - d)`` (Howard & Ruder 2018; ELECTRA);
@@ -202,6 +217,8 @@ class Trainer(transformers.Trainer):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         folder = Path(str(output_dir or self.args.output_dir))
         checkpoints.save_model(model, self.processing_class, folder, state_dict)
+        if adapter_kind(model) is not None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            save_state(model, self.trained, folder)  # sharded models are upstream's to save and load
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Upstream's checkpoint, written beside its place, given a manifest, and renamed into it."""
@@ -241,16 +258,19 @@ class Trainer(transformers.Trainer):
         path = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"
         check_best(path)
         self.state.best_model_checkpoint = str(path)
-        if adapter_kind(self.model) == "bottleneck":
-            self.model.load_weights(path)
-        else:
+        if not self._load_state(path, self.model):
             super()._load_best_model()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if adapter_kind(self.model) == "bottleneck":  # of adapters, upstream knows PEFT's alone
-            self.model.load_weights(Path(resume_from_checkpoint))
-        else:
+        if not self._load_state(Path(resume_from_checkpoint), self.model if model is None else model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_state(self, folder: Path, model: Any) -> bool:
+        """Whether the checkpoint has an adapter's own state, which is then in the model."""
+        if not (folder / STATE).is_file():
+            return False
+        load_state(self.accelerator.unwrap_model(model, keep_torch_compile=False), folder)
+        return True
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # A run that was killed after early stopping had ended it is resumed with nothing left to train.
@@ -273,11 +293,13 @@ def without_dropout(model: nn.Module) -> list[nn.Module]:
     own: tuple[type, ...] = ()
     if adapter_kind(model) == "bottleneck":
         own = (HookedAdapters,)
-    elif adapter_kind(model) == "peft":  # importing peft takes seconds
+    elif adapter_kind(model) is not None:  # importing peft takes seconds
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils.other import AuxiliaryTrainingWrapper
 
-        own = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+        from ptft_hf.adapters.prefix import Prefix
+
+        own = (BaseTunerLayer, AuxiliaryTrainingWrapper, Prefix)
     base = plain_model(model)
     trunk = trunk_of(base)
     quiet: list[nn.Module] = []
@@ -301,97 +323,3 @@ def without_dropout(model: nn.Module) -> list[nn.Module]:
     if trunk is not base:
         visit(trunk, False)
     return quiet
-
-
-# ---- callbacks ----
-
-
-class Progress(transformers.TrainerCallback):
-    """One bar over all steps, with the last loss and validation metric."""
-
-    def __init__(self, metric: str) -> None:
-        self.metric = metric
-        self.bar: Any = None
-        self.shown: dict[str, str] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.bar = report.bar(state.max_steps, "Training", "step", done=state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.bar is None:
-            return
-        for name in ("loss", f"eval_{self.metric}"):
-            if name in (logs or {}):
-                self.shown[name.removeprefix("eval_")] = f"{logs[name]:.4f}"
-        self.bar.set_postfix(self.shown, refresh=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-class MetricsLog(transformers.TrainerCallback):
-    """``metrics.jsonl``: one object a logged step. A resumed run first cuts the file back to its checkpoint."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            lines = [json.dumps(_loggable(entry)) + "\n" for entry in state.log_history]
-            checkpoints.write_text(self.path, "".join(lines))
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs and "train_runtime" not in logs:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_loggable({"step": state.global_step, **logs})) + "\n")
-
-
-def _loggable(entry: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN: a value that is not a number becomes null."""
-    entry = {key: value for key, value in entry.items() if key != "epoch"} | {"epoch": entry.get("epoch")}
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
-
-
-class Clock(transformers.TrainerCallback):
-    """Seconds from the first step's begin to the last step's end, without what happened aside."""
-
-    def __init__(self) -> None:
-        self.first = self.last = self.aside = self.aside_at_last = 0.0
-        self.steps = 0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.steps and not self.first:
-            self.first, self.aside = time.perf_counter(), 0.0
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.last, self.aside_at_last = time.perf_counter(), self.aside
-        self.steps += 1
-
-    def seconds(self) -> float:
-        return self.last - self.first - self.aside_at_last
-
-
-class GradualUnfreezing(transformers.TrainerCallback):
-    """The head alone in the first epoch, then layer after layer from the top, all of them in the last epoch
-    (Howard & Ruder 2018)."""
-
-    def __init__(self, depth: dict[str, int], trained: set[str], epochs: int) -> None:
-        self.depth, self.trained, self.epochs = depth, trained, epochs
-
-    def lowest_depth(self, epoch: int) -> int:
-        """Depth from which on weights are trained in this epoch (counted from 0)."""
-        top = max(self.depth.values())
-        return top - math.ceil(top * min(1.0, epoch / (self.epochs - 1)))
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        # A run resumed in the middle of an epoch begins with that epoch; a full one ends on a whole number.
-        lowest = self.lowest_depth(int((state.epoch or 0) + 1e-6))
-        for name, parameter in model.named_parameters():
-            if name in self.trained:
-                parameter.requires_grad_(self.depth[name] >= lowest)

@@ -163,13 +163,14 @@ def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: P
     """
     import transformers
 
-    from ptft_hf.trainer import GradualUnfreezing, MetricsLog, Progress
+    from ptft_hf.callbacks import GradualUnfreezing, MetricsLog, Progress
 
     if getattr(arguments, "activation_checkpointing", False) or arguments.gradient_checkpointing:
         # Only the newest transformers do so themselves.
         # A frozen embedding gives inputs without gradients, and then no layer below the first one gets any.
         ready.model.enable_input_require_grads()
     callbacks: list[Any] = [Progress(ready.task.best_metric), MetricsLog(folder / "metrics.jsonl")]
+    callbacks += ready.method.callbacks(ready.model)
     if plan.task.early_stopping_patience is not None:
         if not arguments.load_best_model_at_end:
             raise RecipeError("early_stopping_patience: needs evaluation and saving (load_best_model_at_end)")
@@ -230,8 +231,8 @@ def finish(
     """Evaluate in float32, save beside the final place, prove, and only then move into it."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     plain_model(model).set_attn_implementation(attention)
-    peak = records.peak_memory_mb()
-    model.float().eval()
+    peak, parameters = records.peak_memory_mb(), models.count_parameters(model)
+    model = models.in_dtype(ready.method.finish(model), torch.float32).eval()
     collate = ready.task.collator(ready.tokenizer)
     probe = probe_batch(ready, collate)
     checked = checkpoints.logits_on(model, probe)
@@ -243,9 +244,9 @@ def finish(
     shutil.rmtree(staging, ignore_errors=True)
     with models.quiet():
         checkpoints.save_model(model, ready.tokenizer, staging)
-    record = records.make_record(plan, ready, trainer, folder, metrics, details, peak)
+    record = records.make_record(plan, ready, trainer, folder, metrics, details, peak, parameters)
     proof = checkpoints.prove(
-        model, lambda: inference.load_weights(staging, record, None, ready.task, verify=True).float(), probe
+        model, lambda: inference.load_weights(staging, record, None, ready.task, verify=True), probe
     )
     record["proof"] = proof
     record["training"]["bytes_on_disk"] = sum(p.stat().st_size for p in staging.iterdir())

@@ -171,7 +171,7 @@ def test_what_is_no_method_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "rate"), [(peft.LoraConfig(), 1e-3), (peft.IA3Config(), 5e-3), (peft.LNTuningConfig(), 1e-3)]
+    ("config", "rate"), [(peft.LoraConfig(), 1e-3), (peft.IA3Config(), 3e-3), (peft.LNTuningConfig(), 1e-3)]
 )
 def test_a_bare_config_has_a_learning_rate_of_its_method(config: Any, rate: float) -> None:
     assert adapters.build(adapters.recipe_of_config(config), config).learning_rate == rate

@@ -21,7 +21,7 @@ from tests.commands import Done, Ptft, answers, ptft  # noqa: F401
 from tests.conftest import rows, write_rows
 from tests.finished import Finished, full, lora  # noqa: F401
 
-VERBS = ("train", "predict", "evaluate", "merge", "push", "ls", "show", "validate")
+VERBS = ("train", "predict", "evaluate", "merge", "compare", "push", "ls", "show", "validate")
 
 
 # ---- help and recipes ----
@@ -57,7 +57,7 @@ def test_ls_lists_one_kind_or_both(ptft: Ptft):
     both, tasks, adapters = ptft("ls"), ptft("ls", "tasks"), ptft("ls", "adapters")
     assert both.out == tasks.out + adapters.out
     assert tasks.out.startswith("tasks:\n  sequence_classification/")
-    assert adapters.out.startswith("adapters:\n  bottleneck/houlsby ")
+    assert adapters.out.startswith("adapters:\n  adalora/r12_to_8 ")
     assert (wrong := ptft("ls", "models")).code == 2
     assert wrong.err == "error: 'models' is neither tasks nor adapters\n"
 

@@ -11,8 +11,9 @@ import torch
 import transformers
 from torch import nn
 
+from ptft_hf.callbacks import GradualUnfreezing
 from ptft_hf.recipes import FullRecipe
-from ptft_hf.trainer import GradualUnfreezing, Trainer
+from ptft_hf.trainer import Trainer
 from tests.conftest import rows
 from tests.runs import build, splits, weights
 

@@ -50,8 +50,8 @@ def test_a_merge_that_changes_the_model_writes_nothing(
 ):
     merge = inference.TrainedModel.merge
 
-    def wrong(self: inference.TrainedModel) -> inference.TrainedModel:
-        merged = merge(self)
+    def wrong(self: inference.TrainedModel, base: str) -> inference.TrainedModel:
+        merged = merge(self, base)
         with torch.no_grad():
             merged.model.classifier.bias += 0.01
         return merged

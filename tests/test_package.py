@@ -127,7 +127,7 @@ LAYERS = [
     {"inference"},
     {"preparing"},
     {"sampling"},
-    {"resuming"},
+    {"resuming", "callbacks"},
     {"trainer"},
     {"records"},
     {"training"},

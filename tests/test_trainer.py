@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 
 from ptft_hf import training
+from ptft_hf.callbacks import MetricsLog
 from ptft_hf.errors import RecipeError
-from ptft_hf.trainer import MetricsLog
 from tests.conftest import rows
 from tests.runs import QUICK, build, curve, equal_weights, learner, logged, recipe, splits, told, weights
 

@@ -41,6 +41,21 @@ class Adapter(Protocol):
             AdapterError: The method cannot be had on this architecture.
         """
 
+    def callbacks(self, model: Any) -> list[Any]:
+        """``TrainerCallback`` objects that the method needs, such as AdaLoRA's schedule; mostly none."""
+        return []
+
+    def finish(self, model: Any) -> Any:
+        """The trained model as it is used and saved from now on: what served training alone is gone."""
+        return model
+
+
+def virtual_tokens(recipe: AdapterRecipe) -> int:
+    """Positions that a method's prompt takes from the text's. A prefix has none: it stands in the attention."""
+    if not isinstance(recipe, PeftRecipe) or recipe.peft_type == "PREFIX_TUNING":
+        return 0
+    return int(recipe.config.get("num_virtual_tokens") or 0)
+
 
 def build(recipe: AdapterRecipe, given: Any = None) -> Adapter:
     """The method of a recipe.

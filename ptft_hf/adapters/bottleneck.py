@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ptft_hf.adapters import Adapter
 from ptft_hf.adapters.bottleneck_layers import BottleneckLayer, HookedAdapters
-from ptft_hf.adapters.earlier import check_earlier
 from ptft_hf.adapters.hook_points import hook_points
 from ptft_hf.errors import AdapterError, CheckpointError, did_you_mean
 from ptft_hf.models import to_float32
@@ -26,7 +26,7 @@ DEFAULT = "default"
 """The name of a run's adapter."""
 
 
-class Bottleneck:
+class Bottleneck(Adapter):
     """The method of a ``bottleneck/`` recipe. 1e-4 is what AdapterHub's documentation found to work well in most
     settings (docs.adapterhub.ml, "Adapter Training"); Pfeiffer et al. train with it, too."""
 
@@ -43,8 +43,6 @@ class Bottleneck:
             AdapterError: The architecture is unknown or lacks a place, or the earlier adapter does not fit.
         """
         kind = saved_adapter_kind(self.earlier)
-        if self.earlier is not None and kind == "bottleneck":
-            check_earlier(self.earlier, self.recipe, model)
         try:
             wrapped = BottleneckModel(model, head)
             if kind == "adapterhub":

@@ -3,39 +3,55 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ptft_hf.errors import AdapterError
-from ptft_hf.models import fingerprint, head_config
-from ptft_hf.recipes import AdapterRecipe
+from ptft_hf.models import head_config
+from ptft_hf.recipes import AdapterRecipe, PeftRecipe, saved_adapter_kind
 
-HOW_IT_IS_TRAINED = frozenset(AdapterRecipe.model_fields) - {"family"}
+HOW_IT_IS_TRAINED = frozenset(AdapterRecipe.model_fields) - {"family"} | {"loraplus_lr_ratio"}
 """What may change: the rest of a recipe is the adapter itself."""
+NOT_KEPT = ("ADALORA", "P_TUNING")
+"""Methods of PEFT of which a finished run holds what is needed for use, and not what served its training."""
 
 
-def check_earlier(folder: Path, recipe: AdapterRecipe, model: Any) -> None:
+def check_earlier(earlier: Any, recipe: AdapterRecipe, config: Any, facts: Mapping[str, Any]) -> None:
     """Hold a recipe and a model to the run whose adapter is trained further.
+
+    Args:
+        earlier: The folder of a run; anything else has nothing to be held to.
+        recipe: The recipe of the new run.
+        config: The new model's configuration.
+        facts: What the new run's ``run.json`` will say of its model.
 
     Raises:
         AdapterError: With everything that differs from the earlier run.
     """
-    run = json.loads((folder / "run.json").read_text("utf-8"))
-    before, after, facts = _itself(run["adapter"]), _itself(recipe.model_dump(mode="json")), run["model"]
+    if not isinstance(earlier, Path) or saved_adapter_kind(earlier) == "adapterhub":
+        return
+    run = json.loads((earlier / "run.json").read_text("utf-8"))
+    before, after, base = _itself(run["adapter"]), _itself(recipe.model_dump(mode="json")), run["model"]
     problems = [
-        f"adapter.{name}: cannot be changed when {folder} is trained further; it is {before.get(name)!r}"
+        f"adapter.{name}: cannot be changed when {earlier} is trained further; it is {before.get(name)!r}"
         for name in sorted({*before, *after})
         if before.get(name) != after.get(name)
     ]
-    earlier, now = head_config(folder), model.config
-    if (earlier.problem_type, earlier.id2label) != (now.problem_type, now.id2label):
+    if isinstance(recipe, PeftRecipe) and recipe.peft_type in NOT_KEPT:
         problems.append(
-            f"{folder}: was trained for {_labels(earlier)}, and the data is for {_labels(now)}; train a new "
+            f"{earlier}: {recipe.peft_type} cannot be trained further: what served its training alone (the "
+            "ranks that were cut, the prompt's network) was not kept"
+        )
+    head = head_config(earlier)
+    if (head.problem_type, head.id2label) != (config.problem_type, config.id2label):
+        problems.append(
+            f"{earlier}: was trained for {_labels(head)}, and the data is for {_labels(config)}; train a new "
             "adapter, or name the labels as they were"
         )
-    elif fingerprint(model, frozenset(facts["new_parameters"])) != facts["fingerprint"]:
+    elif base["fingerprint"] != facts["fingerprint"]:
         problems.append(
-            f"{folder}: was trained on another base ({facts['reference']}, in {facts['dtype']}): the weights "
+            f"{earlier}: was trained on another base ({base['reference']}, in {base['dtype']}): the weights "
             "of this one have another fingerprint"
         )
     if problems:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ptft_hf.adapters import Adapter
 from ptft_hf.models import to_float32
 from ptft_hf.recipes import FullRecipe
 
 
-class Full:
+class Full(Adapter):
     """Every weight is trained. 5e-5 is the highest of the three rates that BERT's authors searched
     (Devlin et al. 2019, A.3)."""
 

@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ptft_hf.adapters import Adapter
 from ptft_hf.errors import AdapterError
 from ptft_hf.models import depths, to_float32
 from ptft_hf.recipes import PartialRecipe
 
 
-class Partial:
+class Partial(Adapter):
     """The head is trained, and beside it ``top_layers``, all ``bias`` terms (BitFit, Ben Zaken et al. 2022),
     and whatever parameters the regular expressions in ``parameters`` match whole; what is trained is in float32."""
 

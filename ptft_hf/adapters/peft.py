@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from ptft_hf.adapters.earlier import check_earlier
+from ptft_hf.adapters import Adapter
+from ptft_hf.adapters.peft_training import AdaLoraSchedule, ChangedBase, cut_ranks, drop_prompt_network
 from ptft_hf.errors import AdapterError
-from ptft_hf.models import to_float32, trunk_of
-from ptft_hf.recipes import PeftRecipe
+from ptft_hf.models import plain_model, quiet, to_float32, trunk_of
+from ptft_hf.recipes import PeftRecipe, saved_adapter_kind
 
-# Starting points, not tuned; what is missing here takes LoRA's.
+# Of a bare PeftConfig, as in the catalogue's recipes: starting points, not tuned. What is missing takes LoRA's.
 LEARNING_RATES = {
     "LORA": 1e-3,
-    "ADALORA": 1e-3,
-    "IA3": 5e-3,
-    "VERA": 5e-3,
-    "OFT": 1e-3,
+    "ADALORA": 8e-4,
+    "IA3": 3e-3,
+    "VERA": 4e-3,
+    "OFT": 5e-4,
     "LN_TUNING": 1e-3,
     "PREFIX_TUNING": 1e-2,
-    "PROMPT_TUNING": 3e-2,
-    "P_TUNING": 1e-2,
+    "PROMPT_TUNING": 1e-3,
+    "P_TUNING": 1e-3,
 }
 # Names of query and value projections, for architectures of which PEFT has no default.
 QUERY_VALUE = (
@@ -45,9 +49,11 @@ QUERY_VALUE = (
     "wq",
     "wv",
 )
+QUERY_VALUE_METHODS = ("LORA", "ADALORA", "VERA", "OFT")
+"""Methods that adapt query and value in their papers."""
 
 
-class Peft:
+class Peft(Adapter):
     """LoRA (Hu et al. 2021) and every other ``peft_type``."""
 
     def __init__(self, recipe: PeftRecipe, config: Any = None) -> None:
@@ -55,6 +61,7 @@ class Peft:
         self.recipe = recipe
         self.given = config
         self.learning_rate = LEARNING_RATES.get(recipe.peft_type, LEARNING_RATES["LORA"])
+        self.changed: Any = None
 
     def attach(self, model: Any, head: Sequence[str], task_type: str) -> Any:
         """See :class:`ptft_hf.adapters.Adapter`.
@@ -63,23 +70,43 @@ class Peft:
             AdapterError: PEFT refuses the configuration on this architecture, or would train or save
                 other weights than the adapter and the head.
         """
-        import peft
-
-        if isinstance(self.given, Path):
-            check_earlier(self.given, self.recipe, model)
         pretrained = {id(p) for p in model.parameters()}
         try:
             if isinstance(self.given, Path):
-                wrapped = peft.PeftModel.from_pretrained(model, str(self.given), is_trainable=True)
+                wrapped = load(model, self.given, is_trainable=True)
             else:
-                wrapped = peft.get_peft_model(model, self._config(model, head, task_type))
+                config = self._config(model, head, task_type)
+                changed = ChangedBase(model) if changes_base(config) else None
+                with without_false_alarms():
+                    wrapped = make(model, config)
+                if changed is not None:
+                    changed.look_at(wrapped)
+                self.changed = changed
         except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
             raise AdapterError(
                 f"{self.recipe.name}: PEFT cannot put {self.recipe.peft_type} on {type(model).__name__}: {error}"
             ) from error
         to_float32(p for p in wrapped.parameters() if p.requires_grad)
         self._check(wrapped, head, pretrained)
+        if wrapped.peft_config["default"].is_prompt_learning:
+            self._check_padding(wrapped)
         return wrapped
+
+    def callbacks(self, model: Any) -> list[Any]:
+        """See :class:`ptft_hf.adapters.Adapter`."""
+        return [AdaLoraSchedule(self.recipe.config)] if self.recipe.peft_type == "ADALORA" else []
+
+    def finish(self, model: Any) -> Any:
+        """See :class:`ptft_hf.adapters.Adapter`."""
+        if self.changed is not None:
+            self.changed.undo(model)
+        if self.recipe.peft_type == "ADALORA":
+            cut_ranks(model)
+        if self.recipe.peft_type == "P_TUNING":
+            drop_prompt_network(model)
+        if self.recipe.peft_type == "PREFIX_TUNING":
+            model.drop_network()
+        return model
 
     def _config(self, model: Any, head: Sequence[str], task_type: str) -> Any:
         import peft
@@ -88,8 +115,10 @@ class Peft:
             config = self._overridden(self.given)
         else:
             kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(self.recipe.peft_type)]
+            # AdaLoRA's number of steps is not known yet; its schedule sets it.
+            later = {"total_step": 2**31} if self.recipe.peft_type == "ADALORA" else {}
             try:
-                config = kind(**self.recipe.config)
+                config = kind(**later | self.recipe.config)
             except (ValueError, TypeError) as error:
                 raise AdapterError(
                     f"{self.recipe.name}: {kind.__name__} refuses its fields: {error}"
@@ -118,7 +147,9 @@ class Peft:
             return linear
         if wanted is not None:
             return wanted
-        if peft_type not in ("LORA", "ADALORA") or _peft_has_default(model.config.model_type):
+        if peft_type == "LN_TUNING":  # every norm of the trunk, whatever the architecture calls it
+            return [name for name, m in trunk_modules(model, head) if type(m).__name__.endswith("Norm")]
+        if peft_type not in QUERY_VALUE_METHODS or _peft_has_default(peft_type, model.config.model_type):
             return None
         found = [name for name in linear if name.rpartition(".")[2] in QUERY_VALUE]
         if not found:
@@ -131,9 +162,9 @@ class Peft:
 
     def _check(self, wrapped: Any, head: Sequence[str], pretrained: set[int]) -> None:
         """Trained is the adapter and the head, and nothing of the trunk; the head is trained whole."""
-        saved = [f"base_model.model.{name}.modules_to_save." for name in head]
-        for name, prefix in zip(head, saved, strict=True):
-            covered = [p for n, p in wrapped.named_parameters() if n.startswith(prefix)]
+        for name in head:
+            kept = getattr(plain_model(wrapped).get_submodule(name), "modules_to_save", {})
+            covered = [p for module in kept.values() for p in module.parameters()] if kept else []
             if not covered or not all(p.requires_grad for p in covered):
                 raise AdapterError(
                     f"{self.recipe.name}: PEFT would not train and save the head {name!r} of this model with "
@@ -144,14 +175,112 @@ class Peft:
             for name, p in wrapped.named_parameters()
             if p.requires_grad
             and id(p) in pretrained
-            and not any(name.startswith(s) for s in saved)
-            and "modules_to_save" not in name
+            and ".modules_to_save." not in name
             and "bias" not in name
         ]
         if strays and self.recipe.peft_type != "LN_TUNING":
             raise AdapterError(
                 f"{self.recipe.name}: pretrained weights would be trained and not saved: {strays}"
             )
+
+    def _check_padding(self, wrapped: Any) -> None:
+        """A text's logits must not depend on its neighbours. Classifiers of decoders pool the last token that is
+        not padding, and behind a prompt they get embeddings, in which they cannot see it.
+
+        Raises:
+            AdapterError: They do, or the model cannot be run with a prompt.
+        """
+        config = plain_model(wrapped).config.get_text_config()
+        end = 1 if config.eos_token_id is None else config.eos_token_id
+        ids = torch.tensor([[3, 3, 3, end if isinstance(end, int) else end[0]]])
+        more = torch.full((1, 3), 0 if config.pad_token_id is None else config.pad_token_id)
+        name = f"{self.recipe.name}: {self.recipe.peft_type} on {type(plain_model(wrapped)).__name__}"
+        try:
+            with torch.no_grad(), quiet():
+                alone, padded = (
+                    wrapped.eval()(input_ids=ids, attention_mask=mask)["logits"]
+                    for ids, mask in (
+                        (ids, torch.ones_like(ids)),
+                        (torch.cat([ids, more], 1), torch.tensor([[1] * 4 + [0] * 3])),
+                    )
+                )
+        except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError, IndexError) as error:
+            raise AdapterError(f"{name} cannot be run: {error}; use prefix/tokens20 or LoRA") from error
+        if alone.dim() == 3 and alone.shape[1] != ids.shape[1]:
+            raise AdapterError(
+                f"{name}: its results for tokens would stand behind {alone.shape[1] - ids.shape[1]} of the prompt's; "
+                "use prefix/tokens20 or LoRA"
+            )
+        rounding = 1e-5 if plain_model(wrapped).dtype == torch.float32 else 1e-2
+        if alone.dim() == 2 and not torch.allclose(alone, padded, atol=rounding):
+            raise AdapterError(
+                f"{name}: a text's result would depend on the length of its neighbours in the batch, since this "
+                "model cannot tell padding behind a prompt; use prefix/tokens20 or LoRA"
+            )
+
+
+def load(model: Any, folder: Path, *, is_trainable: bool = False) -> Any:
+    """A ``PeftModel`` from a folder, on its base model.
+
+    Args:
+        model: The base with its head, whose labels are those of the adapter.
+        folder: Where ``adapter_config.json`` is.
+        is_trainable: To be trained further; else for use.
+    """
+    import peft
+
+    if saved_adapter_kind(folder) == "prefix":
+        from ptft_hf.adapters import prefix
+
+        return prefix.load(model, folder, is_trainable=is_trainable)
+    with without_false_alarms():
+        wrapped = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+    if wrapped.peft_config["default"].peft_type.value == "ADALORA" and not is_trainable:
+        # Without it a forward pass with labels fails, since PEFT looks up the penalty's weight by it.
+        wrapped.base_model.trainable_adapter_name = "default"
+    return wrapped
+
+
+def make(model: Any, config: Any) -> Any:
+    """A fresh adapter on a model: PEFT's, but for prefixes."""
+    import peft
+
+    if config.peft_type.value != "PREFIX_TUNING":
+        return peft.get_peft_model(model, config)
+    from ptft_hf.adapters import prefix
+
+    return prefix.put(model, config)
+
+
+def merge(wrapped: Any) -> Any:
+    """The plain model with the update in its weights; ``wrapped`` is used up.
+
+    PEFT cannot unload a head of several layers (RoBERTa's) beside IA3, OFT, VeRA and others, so heads go first.
+
+    Raises:
+        AttributeError, ValueError, NotImplementedError: The method cannot be merged.
+    """
+    from peft.utils.other import ModulesToSaveWrapper
+
+    base = plain_model(wrapped)
+    for name, module in list(base.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            base.set_submodule(name, module.modules_to_save["default"])
+    return wrapped.merge_and_unload()
+
+
+@contextmanager
+def without_false_alarms() -> Iterator[None]:
+    """PEFT warns of every norm that it wraps as named, and of AdaLoRA's own rank pattern."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Unsupported layer type")
+        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
+        yield
+
+
+def changes_base(config: Any) -> bool:
+    """Whether a LoRA's initialisation takes its first update out of the base's weights."""
+    return isinstance(getattr(config, "init_lora_weights", None), str)
 
 
 def _linear_modules(model: Any, head: Sequence[str]) -> list[str]:
@@ -160,11 +289,15 @@ def _linear_modules(model: Any, head: Sequence[str]) -> list[str]:
     output = model.get_output_embeddings()
     return [
         name
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D))
-        and module is not output
-        and not any(name == h or name.startswith(f"{h}.") for h in head)
+        for name, module in trunk_modules(model, head)
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not output
     ]
+
+
+def trunk_modules(model: Any, head: Sequence[str]) -> list[tuple[str, nn.Module]]:
+    """All modules but those of the head, by name."""
+    inside = tuple(f"{name}." for name in head)
+    return [(name, m) for name, m in model.named_modules() if not f"{name}.".startswith(inside)]
 
 
 def _is_conv1d(model: Any) -> bool:
@@ -173,7 +306,7 @@ def _is_conv1d(model: Any) -> bool:
     return bool(linear) and all(type(m).__name__ == "Conv1D" for m in linear)
 
 
-def _peft_has_default(model_type: str) -> bool:
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
+def _peft_has_default(peft_type: str, model_type: str) -> bool:
+    from peft.utils import constants
 
-    return model_type in DEFAULTS
+    return model_type in getattr(constants, f"TRANSFORMERS_MODELS_TO_{peft_type}_TARGET_MODULES_MAPPING", ())

@@ -1,7 +1,8 @@
 """Checkpoints and tokenizers: loaded from the Hub or disk, and what they are made of.
 
 The rooms behind it, each importing only those before: ``reading`` (references, upstream's errors and noise),
-``structure`` (trunk, head, layers), ``inputs`` (tokenizer, padding, length), ``loading``.
+``structure`` (trunk, head, layers), ``inputs`` (tokenizer, padding, length),
+``quantizing``, ``loading``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ptft_hf.models.inputs import (
     read_marks_as_text,
 )
 from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_model
+from ptft_hf.models.quantizing import dequantize_into, in_dtype, quantized_layers
 from ptft_hf.models.reading import quiet, reading, split_revision
 from ptft_hf.models.structure import (
     adapter_kind,
@@ -33,14 +35,17 @@ __all__ = [
     "as_dtype",
     "count_parameters",
     "depths",
+    "dequantize_into",
     "ensure_padding",
     "fingerprint",
     "head_config",
     "head_modules",
+    "in_dtype",
     "load_model",
     "load_tokenizer",
     "longest_input",
     "plain_model",
+    "quantized_layers",
     "quiet",
     "read_marks_as_text",
     "reading",

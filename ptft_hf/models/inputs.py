@@ -76,16 +76,21 @@ def _pools_last_position(model: Any) -> bool:
     return hasattr(model, "sequence_summary") and getattr(model.config, "summary_type", None) == "last"
 
 
-def longest_input(model: Any, tokenizer: Any, wanted: int | None) -> int:
-    """Tokens after which an input is cut: ``wanted``, or the least of 512 and what model and tokenizer take.
+def longest_input(model: Any, tokenizer: Any, wanted: int | None, prompt: int = 0) -> int:
+    """Tokens after which an input is cut: ``wanted``, or the least of 512 and what model and tokenizer take. The
+    ``prompt`` of an adapter stands before the text and takes as many of the model's positions.
 
     Raises:
         ModelError: ``wanted`` is more than the model has positions for.
     """
     limit = _positions(model)
+    limit = None if limit is None else limit - prompt
     if wanted is not None:
         if limit is not None and wanted > limit:
-            raise ModelError(f"model.max_length: {wanted} is more than the {limit} positions of this model")
+            taken = f", without the {prompt} of the adapter's prompt" if prompt else ""
+            raise ModelError(
+                f"model.max_length: {wanted} is more than the {limit} positions of this model{taken}"
+            )
         return wanted
     return min(x for x in (DEFAULT_MAX_LENGTH, limit, tokenizer.model_max_length) if x)
 

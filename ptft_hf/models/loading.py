@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ptft_hf.errors import ModelError
+from ptft_hf.models.quantizing import keep_learning, quantization_config
 from ptft_hf.models.reading import config_options, reading, split_revision
 from ptft_hf.models.structure import depths, head_modules, layer_index, offsets_of, stacks_of, trunk_of
 from ptft_hf.recipes import locate
@@ -23,7 +24,8 @@ class LoadedModel(NamedTuple):
         model: The model, on the CPU, in evaluation mode.
         new: Names of the parameters that ``from_pretrained`` initialised anew: no checkpoint has them.
         head: Names of the modules above the trunk, as few as cover every new parameter.
-        fingerprint: ``sha256:...`` over every parameter and buffer that came from the checkpoint.
+        fingerprint: ``sha256:...`` over every parameter and buffer that came from the checkpoint, before it was
+            quantized: it is of the base, however that is held.
     """
 
     model: Any
@@ -32,7 +34,14 @@ class LoadedModel(NamedTuple):
     fingerprint: str
 
 
-def load_model(reference: str, auto_class: str, *, config: Any, **options: Any) -> LoadedModel:
+def load_model(
+    reference: str,
+    auto_class: str,
+    *,
+    config: Any,
+    quantization: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> LoadedModel:
     """Load a checkpoint with the head that ``auto_class`` puts on it.
 
     A head that is there for another number of labels is initialised anew, like one that is not there.
@@ -41,6 +50,8 @@ def load_model(reference: str, auto_class: str, *, config: Any, **options: Any) 
         reference: Hub id, ``name@revision``, folder, or ``package:NAME/folder``.
         auto_class: Name of a transformers auto class, for example ``AutoModelForSequenceClassification``.
         config: A whole configuration, or overrides of the checkpoint's own (``num_labels``, ``id2label``, ...).
+        quantization: Fields of ``BitsAndBytesConfig``: the trunk in four or eight bits. The checkpoint is read
+            twice, first in full precision: it tells the head, which stays as it is, and the fingerprint.
         **options: ``from_pretrained``'s own arguments. ``dtype`` is ``float32`` by default, because weights
             that are updated in bfloat16 lose small updates; ``trust_remote_code`` is off by default.
 
@@ -63,20 +74,32 @@ def load_model(reference: str, auto_class: str, *, config: Any, **options: Any) 
                 f"{reference}: transformers has no {auto_class} for the architecture "
                 f"{config.model_type!r}; choose a checkpoint of another architecture"
             )
-        model, info = auto.from_pretrained(
-            source,
-            config=config,
-            output_loading_info=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
+        given = {"config": config, "use_safetensors": True, "ignore_mismatched_sizes": True, **options}
+        model, info = auto.from_pretrained(source, output_loading_info=True, **given)
     model.eval()
     parameters = dict(model.named_parameters(remove_duplicate=False))
     mismatched = {key if isinstance(key, str) else key[0] for key in info.get("mismatched_keys") or ()}
     new = frozenset(name for name in {*info["missing_keys"], *mismatched} if name in parameters)
     _check_trunk(reference, model, new)
-    return LoadedModel(model, new, head_modules(model, new), fingerprint(model, new))
+    head, digest = head_modules(model, new), fingerprint(model, new)
+    if quantization:
+        given["quantization_config"] = quantization_config(quantization, model, head)
+        kept = {
+            name: value for name, value in model.state_dict().items() if f"{name}.".startswith(_inside(head))
+        }
+        del model
+        with reading(reference):
+            model = auto.from_pretrained(source, **given).eval()
+        model.load_state_dict(kept, strict=False)  # a head that is new is drawn anew at every reading
+        keep_learning(model)
+        del (
+            model.config.quantization_config
+        )  # which is saved beside adapters, and says nothing of the adapter
+    return LoadedModel(model, new, head, digest)
+
+
+def _inside(head: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{name}." for name in head)
 
 
 def _check_trunk(reference: str, model: Any, new: frozenset[str]) -> None:

@@ -11,10 +11,10 @@ from torch import nn
 from ptft_hf.errors import ModelError
 
 
-def adapter_kind(model: Any) -> Literal["peft", "bottleneck"] | None:
+def adapter_kind(model: Any) -> Literal["peft", "bottleneck", "prefix"] | None:
     """Whether a model is an adapter beside its base, and whose: PEFT's or one of our own. Of an adapter, what was
     trained is saved; of a whole model (None), everything."""
-    return "peft" if hasattr(model, "peft_config") else getattr(model, "adapter_kind", None)
+    return getattr(model, "adapter_kind", None) or ("peft" if hasattr(model, "peft_config") else None)
 
 
 def plain_model(model: Any) -> Any:
@@ -100,7 +100,9 @@ def depths(model: nn.Module, head: Sequence[str]) -> dict[str, int]:
     for name, _ in model.named_parameters():
         stack = _stack_of(name, offsets)
         layer = layer_index(name, offsets)
-        if any(name.removeprefix(base_prefix).startswith(f"{module}.") for module in head):
+        # A prompt's PeftModel holds the model without the tuner in between.
+        plain = name.removeprefix(base_prefix).removeprefix("base_model." if base_prefix else "")
+        if any(plain.startswith(f"{module}.") for module in head):
             result[name] = sum(sizes.values()) + 1
         elif layer is not None and stack is not None:
             top_of[stack] = offsets[stack] + sizes[stack]
@@ -144,9 +146,10 @@ def layer_index(name: str, offsets: Mapping[str, int]) -> int | None:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Trainable and total numbers of parameters; a shared one counts once."""
+    """Trainable and total numbers of parameters; a shared one counts once, and two in a byte count as two."""
     parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    total = sum(p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in parameters)
+    return sum(p.numel() for p in parameters if p.requires_grad), total
 
 
 def to_float32(parameters: Iterable[nn.Parameter]) -> None:

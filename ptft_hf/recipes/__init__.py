@@ -300,6 +300,8 @@ def _nest(values: Mapping[str, Any], model: type[PeftRecipe]) -> dict[str, Any]:
 def _missing_packages(recipe: TaskRecipe | AdapterRecipe) -> Iterator[str]:
     """Packages that a recipe needs and that are not installed, or do not hold the file it names."""
     imports = {"family": recipe.family}
+    if isinstance(recipe, AdapterRecipe) and recipe.quantization and not importable("bitsandbytes"):
+        yield f"{recipe.name}: quantization: needs the package bitsandbytes: pip install 'ptft-hf[quant]'"
     if isinstance(recipe, TaskRecipe) and recipe.data is not None:
         if recipe.data.converter:
             imports["data.converter"] = recipe.data.converter

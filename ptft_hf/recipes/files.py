@@ -52,8 +52,8 @@ def locate(path: str, base: Path | None = None) -> str:
     return path
 
 
-def saved_adapter_kind(folder: object) -> Literal["peft", "bottleneck", "adapterhub"] | None:
-    """Which library's adapter a folder holds: PEFT's, one of our bottleneck adapters, or one that AdapterHub's
+def saved_adapter_kind(folder: object) -> Literal["peft", "bottleneck", "prefix", "adapterhub"] | None:
+    """Which library's adapter a folder holds: PEFT's, our bottleneck adapters or prefixes, or one that AdapterHub's
     library saved; None if it holds no adapter, or is no folder."""
     file = Path(folder) / "adapter_config.json" if isinstance(folder, str | Path) else None
     if file is None or not file.is_file():
@@ -62,8 +62,8 @@ def saved_adapter_kind(folder: object) -> Literal["peft", "bottleneck", "adapter
         config = json.loads(file.read_text("utf-8"))
     except ValueError:
         config = {}  # a damaged one: PEFT says so
-    if config.get("adapter_kind") == "bottleneck":
-        return "bottleneck"
+    if config.get("adapter_kind") in ("bottleneck", "prefix"):
+        return config["adapter_kind"]  # type: ignore[no-any-return]
     return "adapterhub" if {"config", "model_class"} <= config.keys() else "peft"
 
 

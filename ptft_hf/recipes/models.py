@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -207,6 +207,9 @@ class AdapterRecipe(Recipe):
         pydantic.ValidationError: If a name is unknown or a value of the wrong type.
     """
 
+    trains_weights: ClassVar[bool] = False
+    """Whether the method trains weights of the checkpoint itself."""
+
     quantization: dict[str, Any] | None = None
     """``transformers.BitsAndBytesConfig`` by name; None loads the base model as it is."""
     layerwise_lr_decay: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -227,14 +230,27 @@ class AdapterRecipe(Recipe):
             if name not in quantization_names():
                 near = did_you_mean(name, quantization_names())
                 yield ("quantization", name), f"unknown BitsAndBytesConfig name {name!r}{near}"
+        if isinstance(quantization, dict) and quantization.keys() <= quantization_names():
+            chosen = [name for name in ("load_in_4bit", "load_in_8bit") if quantization.get(name)]
+            if len(chosen) != 1:
+                yield ("quantization",), "needs one of load_in_4bit and load_in_8bit"
+            if cls.trains_weights:
+                yield (
+                    ("quantization",),
+                    "cannot be had here: quantized weights cannot be trained; use a LoRA recipe (lora/qlora_nf4)",
+                )
 
 
 class FullRecipe(AdapterRecipe):
     """Every weight is trained."""
 
+    trains_weights = True
+
 
 class PartialRecipe(AdapterRecipe):
     """The head is trained, and what is named here."""
+
+    trains_weights = True
 
     top_layers: Annotated[int, Field(ge=0)] = 0
     """How many of the topmost layers."""
@@ -261,11 +277,14 @@ class PeftRecipe(AdapterRecipe):
     """As ``peft.PeftType`` spells it (``LORA``); implied by the folder of a catalogue recipe."""
     config: dict[str, Any] = {}
     """The method's ``PeftConfig`` by name."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
+    """LoRA+ (Hayou et al. 2024): the rate of the B matrices, and of biases and norms, over that of A."""
 
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
         method, config = values.get("peft_type"), values.get("config")
+        yield from _loraplus_faults(values)
         if not isinstance(method, str):
             return
         if method not in peft_types():
@@ -276,6 +295,15 @@ class PeftRecipe(AdapterRecipe):
             if name not in names:
                 near = did_you_mean(name, names | keys_of(cls))
                 yield ("config", name), f"unknown {method} name {name!r}{near}"
+
+
+def _loraplus_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
+    ratio = values.get("loraplus_lr_ratio")
+    if ratio is not None and values.get("peft_type") != "LORA":
+        yield ("loraplus_lr_ratio",), "is of LoRA alone: this method has no B matrices; leave it out"
+    for name in ("layerwise_lr_decay", "head_learning_rate"):
+        if ratio is not None and values.get(name) is not None:
+            yield (name,), "cannot be combined with loraplus_lr_ratio, which sets the rates itself"
 
 
 class CustomAdapterRecipe(AdapterRecipe):
