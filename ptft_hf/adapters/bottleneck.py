@@ -28,7 +28,7 @@ DEFAULT = "default"
 
 class Bottleneck(Adapter):
     """The method of a ``bottleneck/`` recipe. 1e-4 is what AdapterHub's documentation found to work well in most
-    settings (docs.adapterhub.ml, "Adapter Training"); Pfeiffer et al. train with it, too."""
+    settings (docs.adapterhub.ml, "Adapter Training")."""
 
     learning_rate = 1e-4
 
