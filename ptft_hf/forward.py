@@ -42,10 +42,10 @@ def logits_of(
     model: Any, encoded: Any, collate: Callable[..., Any], batch_size: int, progress: bool = False
 ) -> np.ndarray:
     """Logits ``[N, C]`` of models that give one vector a row."""
-    found = list(batches(model, encoded, collate, batch_size, progress))
-    logits = torch.cat([values for _, _, values in found]).numpy()
+    found = [(rows, logits) for rows, _, logits in batches(model, encoded, collate, batch_size, progress)]
+    logits = torch.cat([values for _, values in found]).numpy()
     restored = np.empty_like(logits)
-    restored[np.concatenate([rows for rows, _, _ in found])] = logits
+    restored[np.concatenate([rows for rows, _ in found])] = logits
     return restored
 
 
@@ -62,5 +62,7 @@ def token_logits_of(
 
 def in_order(parts: Sequence[Any], count: int) -> Any:
     """What several processes found, each for every ``len(parts)``-th row, as one: the first ``count`` rows."""
+    if len(parts) == 1:
+        return parts[0][:count]
     rows = [parts[i % len(parts)][i // len(parts)] for i in range(count)]
     return np.stack(rows) if isinstance(parts[0], np.ndarray) else rows

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from ptft_hf import card, checkpoints, data, models, recipes, report, tasks
-from ptft_hf.adapters import bottleneck, peft
+from ptft_hf import adapters, card, checkpoints, data, models, recipes, report, tasks
 from ptft_hf.errors import CheckpointError, DataError, ModelError, OutputError
 from ptft_hf.forward import BATCH_SIZE
 
@@ -130,6 +129,8 @@ class TrainedModel:
         if models.adapter_kind(self.model) is None:
             raise CheckpointError(f"{self.path}: this is no adapter but a whole model already")
         import copy
+
+        from ptft_hf.adapters import peft
 
         quantized = bool(models.quantized_layers(self.model))
         model = self.on_base(base) if quantized else copy.deepcopy(self.model)
@@ -253,10 +254,9 @@ def load_weights(
             f"{reference}: not the base that this adapter was trained on (its weights' fingerprint is "
             f"{loaded.fingerprint[:23]}..., not {facts['fingerprint'][:23]}...); pass the right one as model"
         )
-    if kind == "bottleneck":
-        return bottleneck.load(models.in_dtype(loaded.model, torch.float32), folder)
     with models.reading(str(folder)):
-        return models.in_dtype(peft.load(models.in_dtype(loaded.model, torch.float32), folder), torch.float32)
+        loaded_adapter = adapters.load(models.in_dtype(loaded.model, torch.float32), folder)
+        return models.in_dtype(loaded_adapter, torch.float32)
 
 
 def relocated(facts: Mapping[str, Any], base: str) -> dict[str, Any]:

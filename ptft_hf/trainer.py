@@ -21,12 +21,11 @@ from torch import nn
 from transformers.trainer_utils import EvalLoopOutput
 
 from ptft_hf import checkpoints, forward
-from ptft_hf.adapters.bottleneck_layers import HookedAdapters
+from ptft_hf.adapters import Adapter
 from ptft_hf.adapters.states import STATE, load_state, save_state
 from ptft_hf.callbacks import Clock
 from ptft_hf.errors import RecipeError
 from ptft_hf.models import adapter_kind, depths, plain_model, trunk_of
-from ptft_hf.recipes import AdapterRecipe
 from ptft_hf.resuming import RunningState, check_best
 from ptft_hf.sampling import EpochSampler
 from ptft_hf.tasks import Task
@@ -37,7 +36,7 @@ class Trainer(transformers.Trainer):
 
     Args:
         task: Gives loss, metrics and batches.
-        recipe: The adapter recipe, for learning rates by depth.
+        method: Gives learning rates by depth, and what it needs of its own.
         head: Names of the modules above the trunk.
         **arguments: ``transformers.Trainer``'s own.
 
@@ -46,9 +45,9 @@ class Trainer(transformers.Trainer):
             nothing.
     """
 
-    def __init__(self, *, task: Task, recipe: AdapterRecipe, head: Sequence[str], **arguments: Any) -> None:
+    def __init__(self, *, task: Task, method: Adapter, head: Sequence[str], **arguments: Any) -> None:
         self.task = task
-        self.recipe = recipe
+        self.method, self.recipe = method, method.recipe
         self.head = tuple(head)
         self.clock = Clock()
         settings = arguments["args"]
@@ -75,16 +74,11 @@ class Trainer(transformers.Trainer):
         self.model: Any = self.model
         # Gradual unfreezing changes from epoch to epoch what is trained.
         self.trained = frozenset(name for name, p in self.model.named_parameters() if p.requires_grad)
-        self.quiet = [] if recipe.trunk_dropout else without_dropout(self.model)
+        self.quiet = [] if self.recipe.trunk_dropout else without_dropout(self.model, method.own_modules())
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Upstream's; under autocast without PEFT's own casts to float32 and back, which change no bit."""
-        autocast = self.args.bf16 or self.args.fp16
-        if not (autocast and adapter_kind(self.model) == "peft"):
-            return super().train(*args, **kwargs)
-        from peft.helpers import disable_input_dtype_casting
-
-        with disable_input_dtype_casting(self.model):
+        """Upstream's, with what the method wants to hold meanwhile."""
+        with self.method.while_training(self.model, autocast=self.args.bf16 or self.args.fp16):
             return super().train(*args, **kwargs)
 
     # ---- loss ----
@@ -169,28 +163,17 @@ class Trainer(transformers.Trainer):
     # ---- optimizer ----
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """AdamW in upstream's groups; by depth if the recipe has ``layerwise_lr_decay`` or a head rate."""
-        recipe = self.recipe
-        if self.optimizer is None and (recipe.layerwise_lr_decay or recipe.head_learning_rate):
+        """AdamW in upstream's groups, or the method's; by depth if the recipe has ``layerwise_lr_decay`` or a head
+        rate."""
+        if self.optimizer is None:
             model = self.model if model is None else model
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            rate = options.pop("lr", self.args.learning_rate)
-            groups = self.parameter_groups(model, rate)
-            self.optimizer = kind(groups, lr=rate, **options)
-        if self.optimizer is None and getattr(recipe, "loraplus_lr_ratio", None):
-            self.optimizer = self._loraplus(self.model if model is None else model)
+            rate = options.setdefault("lr", self.args.learning_rate)
+            if self.recipe.layerwise_lr_decay or self.recipe.head_learning_rate:
+                self.optimizer = kind(self.parameter_groups(model, rate), **options)
+            else:
+                self.optimizer = self.method.optimizer(model, kind, options, self.args.weight_decay)
         return super().create_optimizer(model)
-
-    def _loraplus(self, model: Any) -> Any:
-        """PEFT's optimizer of LoRA+, whose groups are those of the paper."""
-        from peft.optimizers import create_loraplus_optimizer
-
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-        ratio = getattr(self.recipe, "loraplus_lr_ratio", None)
-        decay = self.args.weight_decay
-        return create_loraplus_optimizer(
-            model, kind, **options, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay
-        )
 
     def parameter_groups(self, model: Any, rate: float) -> list[dict[str, Any]]:
         """Rate of depth ``d`` of ``L`` layers: ``rate * decay ** (L + 1 - d)`` (Howard & Ruder 2018; ELECTRA);
@@ -284,22 +267,16 @@ class Trainer(transformers.Trainer):
         return result
 
 
-def without_dropout(model: nn.Module) -> list[nn.Module]:
+def without_dropout(model: nn.Module, own: tuple[type, ...] = ()) -> list[nn.Module]:
     """Modules of the frozen part of the trunk, to be kept out of training mode so that their dropout is off.
 
     Frozen weights cannot co-adapt, and drawing dropout's random numbers is a fifth of a CPU step. A layer
-    with trained pretrained weights keeps its dropout, as do adapters and the head.
+    with trained pretrained weights keeps its dropout, as does the head.
+
+    Args:
+        model: The model that is trained.
+        own: Types of a method's own modules, which keep theirs, too.
     """
-    own: tuple[type, ...] = ()
-    if adapter_kind(model) == "bottleneck":
-        own = (HookedAdapters,)
-    elif adapter_kind(model) is not None:  # importing peft takes seconds
-        from peft.tuners.tuners_utils import BaseTunerLayer
-        from peft.utils.other import AuxiliaryTrainingWrapper
-
-        from ptft_hf.adapters.prefix import Prefix
-
-        own = (BaseTunerLayer, AuxiliaryTrainingWrapper, Prefix)
     base = plain_model(model)
     trunk = trunk_of(base)
     quiet: list[nn.Module] = []

@@ -185,7 +185,7 @@ def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: P
     with models.quiet():
         trainer = kind(
             task=ready.task,
-            recipe=plan.adapter,
+            method=ready.method,
             head=ready.head,
             model=ready.model,
             args=arguments,

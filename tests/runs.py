@@ -14,7 +14,7 @@ from ptft_hf import preparing, training
 from ptft_hf.preparing import Ready
 from ptft_hf.recipes import SequenceClassificationRecipe
 from ptft_hf.trainer import Trainer
-from tests.conftest import WORDS
+from tests.conftest import WORDS, rows
 from tests.tiny import make_checkpoint
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -90,3 +90,25 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def equal_weights(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def short_run(
+    base: Path,
+    adapter: Any,
+    folder: Path,
+    labels: tuple[str, ...] = ("neg", "pos"),
+    *,
+    count: int = 16,
+    resume: bool = False,
+    **settings: Any,
+) -> Any:
+    """Two steps of a classifier on ``count`` rows, unless the settings say more."""
+    return training.train(
+        model=str(base),
+        task=recipe(),
+        adapter=adapter,
+        output_dir=folder,
+        resume=resume,
+        data=splits(rows(count, 1, labels), validation=rows(8, 2, labels), test=rows(8, 3, labels)),
+        settings={"max_steps": 2, "per_device_train_batch_size": 8, "warmup_steps": 0, **settings},
+    )

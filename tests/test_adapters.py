@@ -16,8 +16,8 @@ from ptft_hf import adapters, models, preparing
 from ptft_hf.errors import AdapterError, RecipeError
 from ptft_hf.recipes import PartialRecipe, load_adapter
 from ptft_hf.recipes.models import PEFT_SET_BY_THE_RUN
-from tests.conftest import rows
-from tests.runs import recipe, splits
+from tests.runs import recipe
+from tests.runs import short_run as run
 from tests.tiny import make_checkpoint
 
 # PEFT asks a transformers model for an attribute that was renamed.
@@ -37,19 +37,6 @@ def attached(base: Path, method: Any, given: Any = None, **options: Any) -> Any:
 
 def trained(model: torch.nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def run(
-    base: Path, method: Any, folder: Path, labels: tuple[str, ...] = ("neg", "pos"), **settings: Any
-) -> Any:
-    return ptft_hf.train(
-        model=str(base),
-        task=recipe(),
-        adapter=method,
-        output_dir=folder,
-        data=splits(rows(16, 1, labels), validation=rows(8, 2, labels), test=rows(8, 3, labels)),
-        settings={"max_steps": 2, "per_device_train_batch_size": 8, "warmup_steps": 0, **settings},
-    )
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:

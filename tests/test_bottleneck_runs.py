@@ -19,7 +19,7 @@ from ptft_hf import checkpoints, hub, inference
 from ptft_hf.errors import AdapterError, CheckpointError
 from tests.conftest import rows
 from tests.references.sine_weights import build
-from tests.runs import bert_without_dropout, recipe, splits
+from tests.runs import bert_without_dropout, recipe, short_run, splits
 from tests.stopped_runs import Place, assert_same
 from tests.test_bottleneck_adapterhub import STORED
 from tests.test_distributed import COMMON, on_two_processes, task_of
@@ -28,23 +28,8 @@ from tests.tiny import make_checkpoint, make_tokenizer
 Checkpoint = Callable[[str], Path]
 
 
-def run(
-    model: Path, adapter: Any, folder: Path, labels: tuple[str, ...] = ("neg", "pos"), **settings: Any
-) -> Any:
-    return ptft_hf.train(
-        model=str(model),
-        task=recipe(),
-        adapter=adapter,
-        output_dir=folder,
-        data=splits(rows(16, 1, labels), validation=rows(8, 2, labels), test=rows(8, 3, labels)),
-        settings={
-            "max_steps": 2,
-            "per_device_train_batch_size": 8,
-            "warmup_steps": 0,
-            "learning_rate": 0.01,
-            **settings,
-        },
-    )
+def run(model: Path, adapter: Any, folder: Path, **settings: Any) -> Any:
+    return short_run(model, adapter, folder, **{"learning_rate": 0.01, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +180,7 @@ def test_training_on_begins_where_the_earlier_run_ended(
     with pytest.raises(AdapterError, match=r"adapter.reduction_factor: cannot be changed when .* it is 16"):
         run(checkpoint("bert"), str(finished), tmp_path / "new", **{"adapter.reduction_factor": 4})
     with pytest.raises(AdapterError, match=r"\['neg', 'pos'\], and the data is for .* \['neutral', 'pos'\]"):
-        run(checkpoint("bert"), str(finished), tmp_path / "new", ("neutral", "pos"))
+        run(checkpoint("bert"), str(finished), tmp_path / "new", labels=("neutral", "pos"))
 
 
 def test_an_adapter_of_adapterhub_s_library_is_trained_further(tmp_path: Path) -> None:

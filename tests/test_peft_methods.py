@@ -19,7 +19,7 @@ from ptft_hf import adapters, models
 from ptft_hf.errors import AdapterError, ModelError, RecipeError
 from ptft_hf.recipes import PeftRecipe, load_adapter
 from tests.conftest import rows
-from tests.runs import build, recipe, splits
+from tests.runs import build, short_run, splits
 from tests.test_round_trip import load_plainly
 
 pytestmark = [
@@ -49,23 +49,8 @@ TEXTS = ["a good film", "this story was really very bad and the plot is so awful
 
 def run(base: Path, method: Any, folder: Path, resume: bool = False, **settings: Any) -> Any:
     small = SMALL.get(method, {}) if isinstance(method, str) else {}
-    return ptft_hf.train(
-        model=str(base),
-        task=recipe(),
-        adapter=method,
-        output_dir=folder,
-        resume=resume,
-        data=splits(rows(24, 1), validation=rows(8, 2), test=rows(8, 3)),
-        settings={
-            "max_steps": 6,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 0.01,
-            "warmup_steps": 0,
-            "bf16": False,
-            **small,
-            **settings,
-        },
-    )
+    steps = {"max_steps": 6, "learning_rate": 0.01, "bf16": False}
+    return short_run(base, method, folder, count=24, resume=resume, **{**steps, **small, **settings})
 
 
 def attached(base: Path, method: Any, **overrides: Any) -> Any:

@@ -15,7 +15,7 @@ from ptft_hf import inference, models, preparing, recipes
 from ptft_hf.errors import ModelError, RecipeError
 from ptft_hf.recipes import load_adapter
 from tests.conftest import rows
-from tests.runs import build, recipe, splits
+from tests.runs import build, recipe, short_run, splits
 from tests.tiny import make_checkpoint
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is an extra (quant)")
@@ -25,13 +25,7 @@ pytestmark = [
 ]
 Checkpoint = Callable[[str], Path]
 METHODS = ("lora/qlora_nf4", "lora/qlora_int8")
-FAST = {
-    "max_steps": 4,
-    "per_device_train_batch_size": 8,
-    "learning_rate": 0.01,
-    "warmup_steps": 0,
-    "bf16": False,
-}
+FAST = {"max_steps": 4, "learning_rate": 0.01, "bf16": False}
 
 
 def data() -> Any:
@@ -39,14 +33,7 @@ def data() -> Any:
 
 
 def run(base: Path, method: str, folder: Path, **settings: Any) -> Any:
-    return ptft_hf.train(
-        model=str(base),
-        task=recipe(),
-        adapter=method,
-        output_dir=folder,
-        data=data(),
-        settings={**FAST, **settings},
-    )
+    return short_run(base, method, folder, count=24, **{**FAST, **settings})
 
 
 def loaded(base: Path, method: str) -> Any:

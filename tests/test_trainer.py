@@ -9,12 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import peft
-import peft.helpers
 import pytest
 import safetensors.torch
 import torch
 
 from ptft_hf import training
+from ptft_hf.adapters.peft import Peft
 from ptft_hf.callbacks import MetricsLog
 from ptft_hf.errors import RecipeError
 from tests.conftest import rows
@@ -57,13 +57,23 @@ def test_the_same_seed_gives_the_same_bits(adapter: str, bert: Path, tmp_path: P
 def test_pefts_casts_to_float32_and_back_are_left_out_and_change_no_bit(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    enabled: dict[str, set[bool]] = {"without": set(), "with": set()}
+    cast, now = peft.tuners.lora.LoraLayer._cast_input_dtype, "without"
+
+    def watched(layer: Any, x: Any, dtype: Any) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            enabled[now].add(layer.cast_input_dtype_enabled)
+        return cast(layer, x, dtype)
+
+    monkeypatch.setattr(peft.tuners.lora.LoraLayer, "_cast_input_dtype", watched)
     without = trained(bert, tmp_path / "without", "lora/r16_all_linear", bf16=True)
-    monkeypatch.setattr(peft.helpers, "disable_input_dtype_casting", lambda model: nullcontext())
+    now = "with"
+    monkeypatch.setattr(Peft, "while_training", lambda *args, **kwargs: nullcontext())
     with_casts = trained(bert, tmp_path / "with", "lora/r16_all_linear", bf16=True)
+    assert enabled["with"] == {True}
+    assert False in enabled["without"]
     assert equal_weights(weights(without.model), weights(with_casts.model))
     assert curve(tmp_path / "without") == curve(tmp_path / "with")
-    layers = [m for m in without.model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
-    assert layers and all(layer.cast_input_dtype_enabled for layer in layers)  # restored
 
 
 def test_every_logged_step_is_a_line_of_metrics_jsonl(bert: Path, tmp_path: Path) -> None:

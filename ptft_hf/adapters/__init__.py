@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
+from pathlib import Path
 from typing import Any, Protocol
 
 from ptft_hf.errors import RecipeError
@@ -19,6 +21,7 @@ from ptft_hf.recipes import (
     PartialRecipe,
     PeftRecipe,
     peft_config_names,
+    saved_adapter_kind,
 )
 from ptft_hf.recipes.models import PEFT_SET_BY_THE_RUN
 
@@ -26,6 +29,7 @@ from ptft_hf.recipes.models import PEFT_SET_BY_THE_RUN
 class Adapter(Protocol):
     """What :func:`ptft_hf.train` asks of a method."""
 
+    recipe: AdapterRecipe
     learning_rate: float
     """Peak rate of AdamW, unless a recipe or the user names one."""
 
@@ -40,6 +44,19 @@ class Adapter(Protocol):
         Raises:
             AdapterError: The method cannot be had on this architecture.
         """
+
+    def own_modules(self) -> tuple[type, ...]:
+        """Types of the modules that the method puts into the trunk: where the trunk has no dropout, they have."""
+        return ()
+
+    def while_training(self, model: Any, autocast: bool) -> AbstractContextManager[Any]:
+        """What holds from the first step to the last."""
+        return nullcontext()
+
+    def optimizer(self, model: Any, kind: Any, options: Mapping[str, Any], weight_decay: float) -> Any:
+        """An optimizer of ``kind`` with ``options`` (``lr`` among them) in groups of the method's own, such as
+        LoRA+'s; mostly None, for upstream's."""
+        return None
 
     def callbacks(self, model: Any) -> list[Any]:
         """``TrainerCallback`` objects that the method needs, such as AdaLoRA's schedule; mostly none."""
@@ -83,6 +100,21 @@ def build(recipe: AdapterRecipe, given: Any = None) -> Adapter:
     if isinstance(recipe, PartialRecipe):
         return Partial(recipe)
     raise RecipeError(f"{recipe.name}: family: nothing carries out {recipe.family!r}")
+
+
+def load(model: Any, folder: Path) -> Any:
+    """The adapter of a finished run, for use, on its freshly loaded base.
+
+    Raises:
+        CheckpointError: The folder is damaged, or of another architecture.
+    """
+    if saved_adapter_kind(folder) == "bottleneck":
+        from ptft_hf.adapters import bottleneck
+
+        return bottleneck.load(model, folder)
+    from ptft_hf.adapters import peft  # seconds, which whole models are spared
+
+    return peft.load(model, folder)
 
 
 def recipe_of_config(config: Any) -> PeftRecipe:

@@ -36,6 +36,10 @@ class Bottleneck(Adapter):
         """See :func:`ptft_hf.adapters.build`; ``earlier`` is its ``given``."""
         self.recipe, self.earlier = recipe, earlier
 
+    def own_modules(self) -> tuple[type, ...]:
+        """See :class:`ptft_hf.adapters.Adapter`."""
+        return (HookedAdapters,)
+
     def attach(self, model: Any, head: Sequence[str], task_type: str) -> BottleneckModel:
         """See :class:`ptft_hf.adapters.Adapter`.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,32 @@ class Peft(Adapter):
         if wrapped.peft_config["default"].is_prompt_learning:
             self._check_padding(wrapped)
         return wrapped
+
+    def own_modules(self) -> tuple[type, ...]:
+        """See :class:`ptft_hf.adapters.Adapter`."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
+        from ptft_hf.adapters.prefix import Prefix
+
+        return (BaseTunerLayer, AuxiliaryTrainingWrapper, Prefix)
+
+    def while_training(self, model: Any, autocast: bool) -> AbstractContextManager[Any]:
+        """Under autocast without PEFT's own casts to float32 and back, which change no bit."""
+        from peft.helpers import disable_input_dtype_casting
+
+        return disable_input_dtype_casting(model, active=autocast)  # type: ignore[no-any-return]
+
+    def optimizer(self, model: Any, kind: Any, options: Mapping[str, Any], weight_decay: float) -> Any:
+        """PEFT's of LoRA+ (Hayou et al. 2024), whose groups are those of the paper."""
+        if self.recipe.loraplus_lr_ratio is None:
+            return None
+        from peft.optimizers import create_loraplus_optimizer
+
+        ratio = self.recipe.loraplus_lr_ratio
+        return create_loraplus_optimizer(
+            model, kind, **options, loraplus_lr_ratio=ratio, loraplus_weight_decay=weight_decay
+        )
 
     def callbacks(self, model: Any) -> list[Any]:
         """See :class:`ptft_hf.adapters.Adapter`."""

@@ -213,9 +213,11 @@ def take(splits: Splits, rows: Mapping[str, int], label_column: str | None, seed
     notes = [*splits.notes]
     for name, count in rows.items():
         table = getattr(splits, name)
-        labels = table[label_column][:] if label_column in table.column_names else [0.0] * len(table)
+        stratified = label_column in table.column_names
+        labels = table[label_column][:] if stratified else [0.0] * len(table)
         kept = sorted(subsets.nested_order(labels, seed)[:count])
-        notes.append(f"{name}: {count:,} of {len(table):,} rows are taken (stratified, seed {seed})")
+        how = "stratified" if stratified else "at random"
+        notes.append(f"{name}: {count:,} of {len(table):,} rows are taken ({how}, seed {seed})")
         splits = splits._replace(**{name: table.select(kept)})
     return splits._replace(notes=notes)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ptft_hf.errors import ModelError
+from ptft_hf.errors import ModelError, PtftError
 from ptft_hf.recipes import locate
 
 
@@ -35,7 +35,7 @@ def reading(reference: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except ModelError:
+    except PtftError:
         raise
     except Exception as error:
         raise ModelError(f"{reference}: {_reason(reference, error)}") from error
