@@ -221,7 +221,7 @@ def check_metric(ready: Ready, metric: str | None) -> None:
 # ---- what a person sees ----
 
 
-def describe(plan: Plan, ready: Ready, arguments: Any, trainer: Any) -> None:
+def describe(plan: Plan, ready: Ready, arguments: Any, trainer: Any, attention: Any = None) -> None:
     """Said before the first step: rows, labels, trained parameters by module, the longest batch, examples."""
     trainable, total = models.count_parameters(ready.model)
     groups: Counter[str] = Counter()
@@ -243,7 +243,7 @@ def describe(plan: Plan, ready: Ready, arguments: Any, trainer: Any) -> None:
             "batch": f"{batch} rows, the longest {min(batch, len(ready.encoded['train']))} x {longest} tokens",
             "steps": f"{steps * arguments.num_train_epochs:.0f} in {arguments.num_train_epochs:g} epochs, "
             f"learning rate {arguments.learning_rate:g}, {precision}, "
-            f"{plain_model(ready.model).config._attn_implementation} attention",
+            f"{attention or f'{plain_model(ready.model).config._attn_implementation} attention'}",
         },
         dict(groups.most_common(12)),
         examples(ready, 3),

@@ -15,7 +15,6 @@ from ptft_hf import card, checkpoints, inference, models, recipes, records, repo
 from ptft_hf.errors import ModelError, OutputError, RecipeError
 from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.inference import TrainedModel
-from ptft_hf.models import plain_model
 from ptft_hf.preparing import Plan, Ready, describe, make_plan, prepare, training_arguments
 
 OWN_FILES = (records.SETTINGS, "run.json", "checkpoints")
@@ -141,16 +140,18 @@ def run(
     written = records.identity(plan, ready, arguments)
     start = records.find_start(folder, written, is_main) if resume else None
     arguments.eval_on_start = arguments.eval_on_start and start is None
-    attention = choose_attention(ready)
+    attention = choose_attention(ready, arguments)
     trainer = build_trainer(Trainer, plan, ready, arguments, folder)
     if is_main:
-        describe(plan, ready, arguments, trainer)
+        describe(plan, ready, arguments, trainer, attention)
         records.begin(folder, written, start, overwrite and not resume)
     trainer.accelerator.wait_for_everyone()
     with models.quiet():
         trainer.train(resume_from_checkpoint=str(start) if start else None)
+    if attention is not None:
+        attention.restore()
     if is_main:
-        finish(plan, ready, trainer, folder, attention, evaluated)
+        finish(plan, ready, trainer, folder, evaluated)
     trainer.accelerator.wait_for_everyone()
     return inference.load(folder)
 
@@ -210,27 +211,19 @@ def sorted_by_length(encoded: Any) -> Any:
     return encoded.select(sorted(range(len(lengths)), key=lambda i: -lengths[i]))
 
 
-def choose_attention(ready: Ready) -> str:
-    """On a CPU eager attention is the faster one for short inputs (measured up to 128 tokens); elsewhere, and
-    where the user chose, nothing changes. Returns the implementation to be restored after training."""
-    chosen = str(ready.model.config._attn_implementation)
-    lengths = sorted(ready.encoded["train"]["length"][:])
-    short = lengths[int(0.95 * (len(lengths) - 1))] <= 128
-    on_cpu = not torch.cuda.is_available()
-    if chosen == "sdpa" and short and on_cpu and "attn_implementation" not in ready.facts["options"]:
-        plain_model(ready.model).set_attn_implementation("eager")
-    return chosen
+def choose_attention(ready: Ready, arguments: Any) -> models.AttentionByLength | None:
+    """By length on a CPU, unless the user chose one for all."""
+    if arguments.device.type != "cpu" or arguments.torch_compile or "attn_implementation" in ready.facts["options"]:
+        return None
+    return models.AttentionByLength(ready.model, ready.encoded["train"]["length"][:])
 
 
 # ---- the end ----
 
 
-def finish(
-    plan: Plan, ready: Ready, trainer: Any, folder: Path, attention: str, evaluated: Sequence[str]
-) -> None:
+def finish(plan: Plan, ready: Ready, trainer: Any, folder: Path, evaluated: Sequence[str]) -> None:
     """Evaluate in float32, save beside the final place, prove, and only then move into it."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    plain_model(model).set_attn_implementation(attention)
     peak, parameters = records.peak_memory_mb(), models.count_parameters(model)
     model = models.in_dtype(ready.method.finish(model), torch.float32).eval()
     collate = ready.task.collator(ready.tokenizer)

@@ -2,11 +2,12 @@
 
 The rooms behind it, each importing only those before: ``reading`` (references, upstream's errors and noise),
 ``structure`` (trunk, head, layers), ``inputs`` (tokenizer, padding, length),
-``quantizing``, ``loading``.
+``quantizing``, ``loading``, ``attention``.
 """
 
 from __future__ import annotations
 
+from ptft_hf.models.attention import AttentionByLength
 from ptft_hf.models.inputs import (
     DEFAULT_MAX_LENGTH,
     ensure_padding,
@@ -29,6 +30,7 @@ from ptft_hf.models.structure import (
 )
 
 __all__ = [
+    "AttentionByLength",
     "DEFAULT_MAX_LENGTH",
     "LoadedModel",
     "adapter_kind",

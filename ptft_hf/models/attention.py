@@ -1,0 +1,50 @@
+"""Which of upstream's attention implementations a batch is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from ptft_hf.models.structure import plain_model
+
+SHORT = 128
+"""Tokens up to which eager attention was the faster one on a CPU (MiniLM; with and without dropout)."""
+
+
+class AttentionByLength:
+    """Eager attention for short batches, and for long ones sdpa, which is what the model has of itself.
+
+    On a CPU eager attention is the faster one for short inputs; but it holds a matrix of tokens x tokens for every
+    head until the backward pass, and the longest batches make the peak of memory. Nothing is changed for a model
+    without sdpa. Undone by :meth:`restore`.
+
+    Args:
+        model: The model, an adapter on it included.
+        lengths: Tokens of each training row; batches longer than 95 % of the rows are long.
+    """
+
+    def __init__(self, model: Any, lengths: Sequence[int]) -> None:
+        self.model = plain_model(model)
+        self.own = str(self.model.config._attn_implementation)
+        self.short = min(sorted(lengths)[int(0.95 * (len(lengths) - 1))], SHORT) if self.own == "sdpa" else 0
+        self.hook = self.model.register_forward_pre_hook(self._choose, with_kwargs=True) if self.short else None
+
+    def restore(self) -> None:
+        """What the model had, and is saved with."""
+        if self.hook is not None:
+            self.hook.remove()
+            self._set(self.own)
+
+    def _choose(self, model: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+        inputs = named.get("input_ids", named.get("inputs_embeds"))
+        short = inputs is not None and inputs.shape[1] <= self.short
+        self._set("eager" if short else self.own)
+
+    def _set(self, implementation: str) -> None:
+        if self.model.config._attn_implementation != implementation:
+            self.model.set_attn_implementation(implementation)
+
+    def __str__(self) -> str:
+        return f"{self.own} attention" + (f" (eager up to {self.short} tokens)" if self.short else "")
