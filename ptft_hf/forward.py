@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from ptft_hf import report
 
@@ -58,6 +60,18 @@ def token_logits_of(
         for row, values, mask in zip(rows, logits, batch["attention_mask"].bool(), strict=True):
             found[int(row)] = values[mask].numpy()
     return [found[row] for row in range(len(encoded))]
+
+
+def shared_outputs(
+    task: Any, model: Any, rows: Any, tokenizer: Any, batch_size: int, progress: bool = False
+) -> Any:
+    """``task.outputs`` of all rows, in their order, on every process; each computes its share of them."""
+    state, count = PartialState(), len(rows)
+    index, world = state.process_index, state.num_processes
+    # As many rows, and so batches, for each process: a sharded model's forward passes go in step.
+    share = [i % count for i in range(index, -(-count // world) * world, world)]
+    part = task.outputs(model, rows.select(share), tokenizer, batch_size, progress=progress and index == 0)
+    return in_order(gather_object([part]) if world > 1 else [part], count)
 
 
 def in_order(parts: Sequence[Any], count: int) -> Any:

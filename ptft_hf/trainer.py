@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate.utils import gather_object
 from torch import nn
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -126,23 +125,15 @@ class Trainer(transformers.Trainer):
     ) -> EvalLoopOutput:
         """Upstream's pads rows of unlike length together under ``group_by_length`` (40 % more tokens, measured),
         and its loss depends on batches and processes. Here each process takes its share of the sorted rows."""
-        rows, world = dataloader.dataset, self.args.world_size
-        count = len(rows)
-        # As many rows, and so batches, for each process: a sharded model's forward passes go in step.
-        share = [i % count for i in range(self.args.process_index, -(-count // world) * world, world)]
+        rows, tokenizer = dataloader.dataset, self.processing_class
         with self.compute_loss_context_manager():  # training's precision
-            part = self.task.outputs(
-                self.model,
-                rows.select(share),
-                self.processing_class,
-                self.args.eval_batch_size,
-                progress=self.is_world_process_zero(),
+            outputs = forward.shared_outputs(
+                self.task, self.model, rows, tokenizer, self.args.eval_batch_size, progress=True
             )
-        outputs = forward.in_order(gather_object([part]) if world > 1 else [part], count)
         targets = self.task.targets(rows)
         metrics = {"loss": self.task.mean_loss(outputs, rows), **self.task.metrics(outputs, targets)}
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions=outputs, label_ids=targets, metrics=named, num_samples=count)
+        return EvalLoopOutput(predictions=outputs, label_ids=targets, metrics=named, num_samples=len(rows))
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: upstream walks over all parameters at every step for it."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
-from ptft_hf import card, checkpoints, inference, models, recipes, records, report
+from ptft_hf import card, checkpoints, forward, inference, models, recipes, records, report
 from ptft_hf.errors import ModelError, OutputError, RecipeError
 from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.inference import TrainedModel
@@ -150,8 +151,7 @@ def run(
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     if attention is not None:
         attention.restore()
-    if is_main:
-        finish(plan, ready, trainer, folder, evaluated)
+    finish(plan, ready, trainer, folder, evaluated)
     trainer.accelerator.wait_for_everyone()
     return inference.load(folder)
 
@@ -222,7 +222,8 @@ def choose_attention(ready: Ready, arguments: Any) -> models.AttentionByLength |
 
 
 def finish(plan: Plan, ready: Ready, trainer: Any, folder: Path, evaluated: Sequence[str]) -> None:
-    """Evaluate in float32, save beside the final place, prove, and only then move into it."""
+    """Evaluate in float32, all processes together; then the first one saves beside the final place, proves, and only
+    then moves into it."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     peak, parameters = records.peak_memory_mb(), models.count_parameters(model)
     model = models.in_dtype(ready.method.finish(model), torch.float32).eval()
@@ -232,6 +233,8 @@ def finish(plan: Plan, ready: Ready, trainer: Any, folder: Path, evaluated: Sequ
     if not all(torch.isfinite(batch).all() for batch in checked):
         raise ModelError("training diverged: the model's logits are not numbers; lower learning_rate")
     metrics, details = final_metrics(ready, model, evaluated)
+    if not trainer.is_world_process_zero():
+        return
 
     staging = folder / checkpoints.STAGING
     shutil.rmtree(staging, ignore_errors=True)
@@ -268,12 +271,13 @@ def final_metrics(
     metrics, details = {}, {}
     for name in evaluated:
         encoded = ready.encoded[name]
-        outputs = ready.task.outputs(model, encoded, ready.tokenizer, BATCH_SIZE, progress=True)
+        outputs = forward.shared_outputs(ready.task, model, encoded, ready.tokenizer, BATCH_SIZE, progress=True)
         targets = ready.task.targets(encoded)
         if name == "validation":
             for note in ready.task.after_training(outputs, targets):
                 ready.notes.append(note)
-                report.say(f"- {note}")
+                if PartialState().is_main_process:
+                    report.say(f"- {note}")
         metrics[name] = ready.task.metrics(outputs, targets)
         details[name] = ready.task.report(outputs, targets)
     return metrics, details
