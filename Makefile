@@ -1,6 +1,8 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
+# One process a core (four at most: each takes up to 3 GB), one thread each: tiny models gain nothing from two.
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 # Without a display of the installation's details; remove -q to see them.
 PIP = $(BIN)/python -m pip --disable-pip-version-check -q
 
@@ -27,10 +29,10 @@ demo: install
 	@HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
 
 test: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow and not requires_cuda"
+	$(PYTEST) -m "not slow and not requires_cuda"
 
 test-all: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not requires_cuda"
+	$(PYTEST) -m "not requires_cuda"
 
 lint: install
 	$(BIN)/ruff check .
