@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ptft_hf import recipes, tasks
+from ptft_hf.recipes import from_nothing
 
 CARD = """---
 {header}---
@@ -100,7 +101,7 @@ def model_card(run: Mapping[str, Any], kind: str | None, repository: str | None 
         title=f"{_short(facts)}, {run['task']['name'].removesuffix('.yaml')}",
         what=_what(run),
         figures=_figures(run),
-        facts=_facts(run, usage.answers),
+        facts=_facts(run, usage),
         upstream=OURS_ALONE[kind]
         if kind in OURS_ALONE
         else UPSTREAM.format(
@@ -147,7 +148,8 @@ def _what(run: Mapping[str, Any]) -> str:
     for recipe in (run["adapter"], run["task"]):
         description = f" ({str(recipe['description']).rstrip('.')})" if recipe.get("description") else ""
         parts.append(f"`{recipe['name']}`{description}")
-    text = f"`{_short(run['model'])}`, fine-tuned with {parts[0]} on {parts[1]}."
+    made = "trained from random weights" if from_nothing(run["model"]["reference"]) else "fine-tuned"
+    text = f"`{_short(run['model'])}`, {made} with {parts[0]} on {parts[1]}."
     if "merged_from" in run:
         text += " The adapter is merged into its base: this is a whole model."
     return text
@@ -163,13 +165,13 @@ def _figures(run: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _facts(run: Mapping[str, Any], answers: str) -> str:
+def _facts(run: Mapping[str, Any], usage: tasks.Usage) -> str:
     labels = ", ".join(f"`{' '.join(label.split())}`" for label in run["labels"][:20])
     more = f", and {len(run['labels']) - 20} more" if len(run["labels"]) > 20 else ""
     training, parameters, versions = run["training"], run["parameters"], run["versions"]
     stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
     return (
-        f"It {answers + ' ' + labels + more if labels else 'predicts a number'}. "
+        f"It {usage.answers + ' ' + labels + more if labels else usage.without_labels}. "
         f"{parameters['trainable']:,} of {parameters['total']:,} parameters were trained on "
         f"{run['data']['train']['rows']:,} rows (seed {run['seed']}, {training['steps']:,} steps, the best of "
         f"them step {training['best_step']:,}) with {stack}. Every setting is in `run.json`, the curves are in "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ptft_hf.errors import CheckpointError, RoundTripError
-from ptft_hf.forward import first_logits
+from ptft_hf.forward import logits_of_heads
 from ptft_hf.models import adapter_kind, plain_model
 
 MANIFEST = "manifest.json"
@@ -216,12 +216,13 @@ Probe = list[dict[str, torch.Tensor]]
 
 
 def logits_on(model: Any, probe: Probe) -> list[torch.Tensor]:
-    """Logits of each batch, in evaluation mode, without autocast."""
+    """Logits of each batch, in evaluation mode, without autocast; those of several heads side by side."""
     model.eval()
     device = next(model.parameters()).device
     with torch.no_grad():
         results = [model(**{k: v.to(device) for k, v in b.items() if k != "labels"}) for b in probe]
-    return [first_logits(r).float().cpu() for r in results]
+    heads = [[logits.float().cpu() for logits in logits_of_heads(result)] for result in results]
+    return [h[0] if len(h) == 1 else torch.cat([logits.flatten(1) for logits in h], 1) for h in heads]
 
 
 def prove(trained: Any, reload: Callable[[], Any], probe: Probe) -> dict[str, Any]:

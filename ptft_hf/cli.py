@@ -40,7 +40,10 @@ Set = Annotated[
 @app.command()
 def train(
     model: Annotated[
-        str, typer.Option(help="Hub id, name@revision, or folder of the pretrained checkpoint.")
+        str,
+        typer.Option(
+            help="Hub id, name@revision, or folder of the pretrained checkpoint; config:TYPE for random weights."
+        ),
     ],
     task: Annotated[str, typer.Option(help="Task recipe: a name from `ptft ls tasks`, or a YAML file.")],
     adapter: Annotated[

@@ -17,15 +17,24 @@ BATCH_SIZE = 32
 
 
 def first_logits(outputs: Any) -> torch.Tensor:
-    """``outputs.logits``, whether upstream gives an object, a dictionary or a tuple."""
-    logits: torch.Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-    return logits
+    """``outputs.logits``, whether upstream gives an object, a dictionary or a tuple; of several heads the first's."""
+    return logits_of_heads(outputs)[0]
 
 
-def batches(
+def logits_of_heads(outputs: Any) -> tuple[torch.Tensor, ...]:
+    """The logits of each head: one of most models; of BERT's for pre-training, those of tokens and of the pair."""
+    if not isinstance(outputs, Mapping):
+        return (outputs[0],)
+    if "logits" in outputs:
+        return (outputs["logits"],)
+    return tuple(value for name, value in outputs.items() if name.endswith("_logits"))
+
+
+def passes(
     model: Any, encoded: Any, collate: Callable[..., Any], batch_size: int, progress: bool = False
-) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], torch.Tensor]]:
-    """The rows' numbers, inputs and logits (float32, on the CPU) of each batch; the longest rows come first."""
+) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], Any]]:
+    """The rows' numbers, the batch as it was collated, and what the model says, as and where it says it; the longest
+    rows come first. The model is not given the labels."""
     model.eval()
     device = next(model.parameters()).device
     order = np.argsort(-np.array(encoded["length"][:]), kind="stable")
@@ -34,10 +43,18 @@ def batches(
     with torch.inference_mode(), bar:
         for start in starts:
             rows = order[start : start + batch_size]
-            batch = {k: v for k, v in collate(encoded.select(rows).to_list()).items() if k != "labels"}
-            logits = first_logits(model(**{k: v.to(device) for k, v in batch.items()}))
-            yield rows, batch, logits.float().cpu()
+            batch = collate(encoded.select(rows).to_list())
+            yield rows, batch, model(**{k: v.to(device) for k, v in batch.items() if k != "labels"})
             bar.update()
+
+
+def batches(
+    model: Any, encoded: Any, collate: Callable[..., Any], batch_size: int, progress: bool = False
+) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], torch.Tensor]]:
+    """The rows' numbers, inputs and logits (float32, on the CPU) of each batch; the longest rows come first."""
+    for rows, batch, outputs in passes(model, encoded, collate, batch_size, progress):
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        yield rows, inputs, first_logits(outputs).float().cpu()
 
 
 def logits_of(

@@ -65,12 +65,23 @@ def make_plan(model: str, task: Any, adapter: Any, given: Mapping[str, Any] | Se
         config, adapter = adapter, adapters.recipe_of_config(adapter)
     the_task, the_adapter, overrides = recipes.load_run(task, adapter, pairs)
     return Plan(
-        str(Path(model).resolve()) if Path(model).is_dir() else str(model),
+        absolute(str(model)),
         the_task,
         the_adapter,
         earlier or config,
         recipes.resolve_training({}, the_task.training, the_adapter.training, overrides.training),
     )
+
+
+def absolute(model: str) -> str:
+    """A reference whose folder, if it is one, is found from anywhere."""
+    prefix = recipes.CONFIG if recipes.from_nothing(model) else ""
+    folder = Path(model.removeprefix(prefix))
+    if prefix and str(folder) in ("", "."):
+        raise RecipeError("model: config: what? Write a model type (config:bert), a folder or a hub id")
+    # A folder that bears a model type's name does not hide it.
+    is_folder = folder.is_dir() and not (prefix and not (folder / "config.json").is_file())
+    return f"{prefix}{folder.resolve()}" if is_folder else model
 
 
 # ---- what is needed ----
@@ -98,16 +109,14 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
 
     transformers.set_seed(seed)
     options = {name: value for name, value in recipe.model.items() if name != "max_length"}
-    loaded = models.load_model(
-        plan.model, task.auto_class, config=task.config(), quantization=plan.adapter.quantization, **options
-    )
-    tokenizer = models.load_tokenizer(plan.model, **options)
-    notes += [note for note in (models.ensure_padding(loaded.model, tokenizer),) if note]
+    loaded, tokenizer, found = begin_from(plan, task, splits, options)
+    notes += [note for note in (*found, models.ensure_padding(loaded.model, tokenizer)) if note]
     models.read_marks_as_text(loaded.model, tokenizer)
     max_length = models.longest_input(
         loaded.model, tokenizer, recipe.model.get("max_length"), adapters.virtual_tokens(plan.adapter)
     )
     method = adapters.build(plan.adapter, plan.config)
+    head = new_head(loaded) if getattr(task, "pretrained_head", False) else loaded.head
     source_id, revision = models.split_revision(recipes.locate(plan.model))
     facts = {
         "reference": plan.model,
@@ -122,11 +131,14 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
         "quantization": plan.adapter.quantization,
         "fingerprint": loaded.fingerprint,
         "new_parameters": sorted(loaded.new),
-        "head": list(loaded.head),
+        "head": list(head),
     }
+    if recipes.from_nothing(plan.model):
+        facts["tokenizer"] = models.tokenizer_fingerprint(tokenizer)
     check_earlier(plan.config, plan.adapter, loaded.model.config, facts)
     with models.quiet():
-        attached = method.attach(loaded.model, loaded.head, task.peft_task_type)
+        attached = method.attach(loaded.model, head, task.peft_task_type)
+    tasks.check_model(task, attached, tokenizer, max_length)
 
     encoded = {}
     for name in ("train", "validation", "test"):
@@ -137,7 +149,56 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
                 f"and {task.long_inputs} (model.max_length)"
             )
     check_tokenizer(plan.model, encoded["train"], tokenizer)
-    return Ready(task, splits, encoded, attached, tokenizer, loaded.head, facts, notes, method)
+    return Ready(task, splits, encoded, attached, tokenizer, head, facts, notes, method)
+
+
+def begin_from(
+    plan: Plan, task: tasks.Task, splits: data.Splits, options: Mapping[str, Any]
+) -> tuple[models.LoadedModel, Any, list[str]]:
+    """The model and its tokenizer, from a checkpoint or from nothing, and what is to be said of them.
+
+    Raises:
+        RecipeError: Something else than pre-training in full is to begin from nothing.
+        ModelError: They cannot be had.
+    """
+    recipe = plan.task
+    corpus = isinstance(recipe, recipes.CorpusRecipe)
+    if not recipes.from_nothing(plan.model):
+        loaded = models.load_model(
+            plan.model, task.auto_class, config=task.config(), quantization=plan.adapter.quantization, **options
+        )
+        unused = corpus and isinstance(recipe.tokenizer, recipes.TokenizerRecipe)  # type: ignore[attr-defined]
+        note = ["tokenizer: the checkpoint's own is used; the recipe's is for models from nothing"] if unused else []
+        return loaded, models.load_tokenizer(plan.model, **options), note
+    problems = []
+    if not corpus:
+        problems.append(
+            f"model: {plan.model}: random weights know nothing that {recipe.name} could build on; train "
+            "them on a corpus (family masked_lm or causal_lm) first, and take the folder of that run"
+        )
+    if not isinstance(plan.adapter, recipes.FullRecipe):
+        problems.append(
+            f"adapter: {plan.adapter.name} changes a part of what a model has learnt, and {plan.model} has random "
+            "weights: use full/default"
+        )
+    if problems:
+        raise RecipeError(*problems)
+    config = models.config_of(plan.model, options)
+    tokenizer, note_ = models.tokenizer_of(
+        plan.model,
+        recipe.tokenizer,  # type: ignore[attr-defined]
+        splits.train["text"][:],
+        kind=task.tokenizer_kind,  # type: ignore[attr-defined]
+        token_types=models.takes_token_types(task.auto_class, config),
+    )
+    dtype = options.get("dtype", "float32")
+    loaded = models.random_model(plan.model, task.auto_class, config, tokenizer, dtype)
+    return loaded, tokenizer, ["the weights are random: nothing is pretrained", note_]
+
+
+def new_head(loaded: models.LoadedModel) -> tuple[str, ...]:
+    """Modules of the head that the checkpoint did not have."""
+    return tuple(name for name in loaded.head if any(new.startswith(f"{name}.") for new in loaded.new))
 
 
 def check_tokenizer(model: str, encoded: Any, tokenizer: Any) -> None:

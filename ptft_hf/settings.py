@@ -96,7 +96,7 @@ def complete(given: Mapping[str, Any], learning_rate: float, best_metric: str) -
         settings["load_best_model_at_end"] = False
     if settings["load_best_model_at_end"]:
         metric = settings.setdefault("metric_for_best_model", best_metric)
-        lower = str(metric).removeprefix("eval_") in ("loss", "mse", "mae", "rmse")
+        lower = str(metric).removeprefix("eval_") in ("loss", "perplexity", "mse", "mae", "rmse")
         settings.setdefault("greater_is_better", not lower)
     if "bf16" not in given and not given.get("fp16"):
         settings["bf16"] = bf16_is_faster()

@@ -94,8 +94,8 @@ class Trainer(transformers.Trainer):
         if not batch_samples:
             return None
         weights = [self.task.loss_weight(batch["labels"]).to(device) for batch in batch_samples]
-        total = torch.stack(weights).sum()
-        return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+        total = torch.stack(weights).sum(0)
+        return self.accelerator.gather(total[None]).sum(0) if self.args.world_size > 1 else total
 
     def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A process's part of an epoch's last batch, without the rows of the epoch's begin with which accelerate
@@ -108,10 +108,12 @@ class Trainer(transformers.Trainer):
         return rows | {"labels": batch["labels"][:own]}
 
     def _loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        logits = forward.first_logits(outputs)[: len(labels)]
+        heads = [logits[: len(labels)] for logits in forward.logits_of_heads(outputs)]
         smoothing = self.args.label_smoothing_factor if self.model.training else 0.0
         total = self.task.loss_weight(labels) if num_items_in_batch is None else num_items_in_batch
-        return self.task.loss(logits, labels, smoothing) / total  # type: ignore[no-any-return]
+        # An objective of several terms has a sum and a count for each.
+        terms = self.task.loss(heads[0] if len(heads) == 1 else heads, labels, smoothing) / total
+        return terms.sum()  # type: ignore[no-any-return]
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if model.training:
@@ -246,10 +248,13 @@ class Trainer(transformers.Trainer):
         load_state(self.accelerator.unwrap_model(model, keep_torch_compile=False), folder)
         return True
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> None:
+        # A collator that draws (masked words) draws anew in each epoch.
+        if hasattr(self.data_collator, "begin_epoch"):
+            self.data_collator.begin_epoch(self.args.seed, epoch)
         # A run that was killed after early stopping had ended it is resumed with nothing left to train.
         if not self.control.should_training_stop:
-            super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+            super()._run_epoch(model, epoch, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()

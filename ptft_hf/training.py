@@ -22,6 +22,9 @@ OWN_FILES = (records.SETTINGS, "run.json", "checkpoints")
 PROBE_ROWS = 16
 """Rows on which the saved and the trained model are compared: the longest, which exercise most positions."""
 
+PROBE_LOGITS = 2**26
+"""So many at most are compared: a quarter of a gigabyte in float32, and as much again of the other model."""
+
 
 def train(
     *,
@@ -38,7 +41,8 @@ def train(
     """Fine-tune a checkpoint, choose the best step on validation, test once, save, and prove the save.
 
     Args:
-        model: Hub id, ``name@revision``, or folder of the pretrained checkpoint.
+        model: Hub id, ``name@revision``, or folder of the pretrained checkpoint; or ``config:`` and a model type,
+            folder or hub id, whose configuration alone is taken: random weights, for ``masked_lm`` and ``causal_lm``.
         task: Catalogue name or YAML file of a task recipe, or the recipe itself.
         adapter: Catalogue name or YAML file of an adapter recipe, the recipe itself, any ``peft.PeftConfig``,
             or the folder of an earlier run with PEFT or bottleneck adapters (or of an adapter that AdapterHub's
@@ -258,10 +262,12 @@ def finish(plan: Plan, ready: Ready, trainer: Any, folder: Path, evaluated: Sequ
 
 
 def probe_batch(ready: Ready, collate: Any) -> checkpoints.Probe:
-    longest = sorted_by_length(ready.encoded["validation"]).select(
-        range(min(PROBE_ROWS, len(ready.encoded["validation"])))
-    )
-    return [collate(longest.to_list())]
+    rows = sorted_by_length(ready.encoded["validation"])
+    count = min(PROBE_ROWS, len(rows))
+    if not ready.task.labels:  # a language model has logits for its whole vocabulary
+        width = plain_model(ready.model).config.get_text_config().vocab_size
+        count = min(count, max(1, PROBE_LOGITS // (rows["length"][0] * width)))
+    return [collate(rows.select(range(count)).to_list())]
 
 
 def final_metrics(

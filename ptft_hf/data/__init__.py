@@ -5,8 +5,8 @@
 the caller shows.
 
 The rooms behind it, each importing only those before: ``files`` (csv and json with line numbers), ``sources``
-(hub, folders, memory), ``columns`` (renaming and cleaning), ``splitting``, ``subsets``, ``duplicates``;
-``converters`` for recipes.
+(hub, folders, memory), ``columns`` (renaming and cleaning), ``splitting``, ``subsets``, ``duplicates``,
+``cleaning`` (of running text); ``converters`` for recipes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ import datasets
 import numpy as np
 
 from ptft_hf.data import duplicates, splitting, subsets
+from ptft_hf.data.cleaning import clean
 from ptft_hf.data.columns import Schema, Tables, prepare
 from ptft_hf.data.converters import aclsum_roles, aclsum_roles_multilabel
 from ptft_hf.data.sources import SPLITS, Raw, Source, open_source, quiet
 from ptft_hf.errors import DataError
+from ptft_hf.recipes import Cleaning
 
 __all__ = [
     "Splits",
     "aclsum_roles",
     "aclsum_roles_multilabel",
     "check_leakage",
+    "clean",
+    "clean_splits",
     "fingerprint",
     "load_split",
     "load_splits",
@@ -189,6 +193,21 @@ def check_leakage(
                 notes.append(f"{name}: {len(drop):,} duplicates dropped, {len(keep):,} rows left")
                 tables[name] = tables[name].select(keep)
     return Splits(tables["train"], tables["validation"], tables["test"], [*splits.notes, *notes])
+
+
+def clean_splits(splits: Splits, how: Cleaning) -> Splits:
+    """Running text in all splits cleaned step by step, what each step changed counted in the notes.
+
+    Raises:
+        DataError: Nothing is left of a split.
+    """
+    notes = [*splits.notes]
+    for name in SPLITS:
+        table, found = clean(name, getattr(splits, name), how)
+        if not len(table):
+            raise DataError(*found, f"cleaning leaves no text of {name}: change its steps")
+        splits, notes = splits._replace(**{name: table}), [*notes, *found]
+    return splits._replace(notes=notes)
 
 
 def take(splits: Splits, rows: Mapping[str, int], label_column: str | None, seed: int) -> Splits:

@@ -2,7 +2,7 @@
 
 The rooms behind it, each importing only those before: ``reading`` (references, upstream's errors and noise),
 ``structure`` (trunk, head, layers), ``inputs`` (tokenizer, padding, length),
-``quantizing``, ``loading``, ``attention``.
+``quantizing``, ``loading``, ``attention``, ``nothing`` (random weights, and a tokenizer of the corpus).
 """
 
 from __future__ import annotations
@@ -16,6 +16,13 @@ from ptft_hf.models.inputs import (
     read_marks_as_text,
 )
 from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_model
+from ptft_hf.models.nothing import (
+    config_of,
+    random_model,
+    takes_token_types,
+    tokenizer_fingerprint,
+    tokenizer_of,
+)
 from ptft_hf.models.quantizing import dequantize_into, in_dtype, quantized_layers
 from ptft_hf.models.reading import quiet, reading, split_revision
 from ptft_hf.models.structure import (
@@ -35,6 +42,7 @@ __all__ = [
     "LoadedModel",
     "adapter_kind",
     "as_dtype",
+    "config_of",
     "count_parameters",
     "depths",
     "dequantize_into",
@@ -49,10 +57,14 @@ __all__ = [
     "plain_model",
     "quantized_layers",
     "quiet",
+    "random_model",
     "read_marks_as_text",
     "reading",
     "split_revision",
     "stacks_of",
+    "takes_token_types",
+    "tokenizer_fingerprint",
+    "tokenizer_of",
     "to_float32",
     "trunk_of",
 ]

@@ -15,15 +15,18 @@ from pydantic import ValidationError
 
 from ptft_hf.errors import RecipeError, did_you_mean
 from ptft_hf.recipes.bottleneck import BottleneckConfig, BottleneckRecipe, HookPoint
+from ptft_hf.recipes.corpora import CausalLMRecipe, Cleaning, CorpusRecipe, MaskedLMRecipe, TokenizerRecipe
 from ptft_hf.recipes.documents import Document, dump, from_mapping, read, shown
 from ptft_hf.recipes.explaining import explain
 from ptft_hf.recipes.families import ADAPTER_FAMILIES, PEFT_FAMILIES, TASK_FAMILIES
 from ptft_hf.recipes.files import (
+    CONFIG,
     Kind,
     anchor,
     assemble,
     catalogue,
     find,
+    from_nothing,
     locate,
     name_of,
     package_paths,
@@ -58,19 +61,26 @@ __all__ = [
     "AdapterRecipe",
     "BottleneckConfig",
     "BottleneckRecipe",
+    "CONFIG",
+    "CausalLMRecipe",
+    "Cleaning",
+    "CorpusRecipe",
     "CustomAdapterRecipe",
     "CustomTaskRecipe",
     "DataSource",
     "FullRecipe",
     "HookPoint",
+    "MaskedLMRecipe",
     "Overrides",
     "PartialRecipe",
     "PeftRecipe",
     "SequenceClassificationRecipe",
     "TaskRecipe",
     "TokenClassificationRecipe",
+    "TokenizerRecipe",
     "adapter_from_dict",
     "catalogue",
+    "from_nothing",
     "load_adapter",
     "load_recipe",
     "load_run",

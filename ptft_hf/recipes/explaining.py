@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ptft_hf.errors import did_you_mean
+from ptft_hf.recipes.corpora import Cleaning, TokenizerRecipe
 from ptft_hf.recipes.documents import Key, shown
 from ptft_hf.recipes.models import DataSource, Fault, Recipe, keys_of, list_of
 
@@ -24,10 +25,13 @@ _EXPECTED = {
     "list_type": "a list",
     "literal_error": "{expected}",
     "greater_than": "a number greater than {gt:g}",
+    "less_than": "a number less than {lt:g}",
     "greater_than_equal": "a number of at least {ge:g}",
     "less_than_equal": "a number of at most {le:g}",
 }
 """What pydantic's kinds of errors say was expected."""
+_INNER: dict[str, type[BaseModel]] = {"data": DataSource, "cleaning": Cleaning, "tokenizer": TokenizerRecipe}
+"""Keys that hold a map with keys of its own."""
 
 
 def explain(error: ValidationError, recipe: type[Recipe], values: Mapping[str, Any]) -> list[Fault]:
@@ -45,7 +49,8 @@ def explain(error: ValidationError, recipe: type[Recipe], values: Mapping[str, A
         if kind == "recipe_faults":
             faults += [((*key, *inner), message) for inner, message in context["faults"]]
         elif kind == "extra_forbidden":
-            names = keys_of(DataSource) if key[0] == "data" else keys_of(recipe) | {"include"}
+            inner = _INNER.get(str(key[0])) if len(key) > 1 else None
+            names = keys_of(inner) if inner else keys_of(recipe) | {"include"}
             name = str(key[-1])
             faults.append((key, f"unknown key {name!r}{did_you_mean(name, names) or list_of(names)}"))
         elif kind == "missing":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ptft_hf.recipes.bottleneck import BottleneckRecipe
+from ptft_hf.recipes.corpora import CausalLMRecipe, MaskedLMRecipe
 from ptft_hf.recipes.models import (
     AdapterRecipe,
     FullRecipe,
@@ -15,6 +16,8 @@ from ptft_hf.recipes.models import (
 TASK_FAMILIES: dict[str, type[TaskRecipe]] = {
     "sequence_classification": SequenceClassificationRecipe,
     "token_classification": TokenClassificationRecipe,
+    "masked_lm": MaskedLMRecipe,
+    "causal_lm": CausalLMRecipe,
 }
 ADAPTER_FAMILIES: dict[str, type[AdapterRecipe]] = {
     "full": FullRecipe,

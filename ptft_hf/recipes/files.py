@@ -19,6 +19,14 @@ _ELSEWHERE = (_PACKAGE, "$")
 """How paths begin that are the same on every machine, and found when they are opened."""
 
 
+CONFIG = "config:"
+
+
+def from_nothing(reference: str) -> bool:
+    """Whether a model's reference asks for random weights: ``config:bert``, or ``config:`` and a checkpoint."""
+    return reference.startswith(CONFIG)
+
+
 def locate(path: str, base: Path | None = None) -> str:
     """A path that can be opened, or the hub id that it is.
 

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple, Protocol
 
 from ptft_hf import data
 from ptft_hf.errors import RecipeError
-from ptft_hf.recipes import TaskRecipe
+from ptft_hf.recipes import CorpusRecipe, TaskRecipe
 
 FAMILIES = {
     "sequence_classification": "ptft_hf.tasks.sequence_classification:SequenceClassification",
     "token_classification": "ptft_hf.tasks.token_classification:TokenClassification",
+    "masked_lm": "ptft_hf.tasks.masked_lm:MaskedLM",
+    "causal_lm": "ptft_hf.tasks.causal_lm:CausalLM",
 }
 
 
@@ -29,6 +31,8 @@ class Usage(NamedTuple):
     """Examples of what ``predict`` takes."""
     answers: str
     """What the model does, before its list of labels: "predicts a label among"."""
+    without_labels: str = "predicts a number"
+    """What it does if it has no labels."""
 
 
 class Task(Protocol):
@@ -50,7 +54,8 @@ class Task(Protocol):
     required: Sequence[str]
     optional: Sequence[str]
     text_columns: Sequence[str]
-    label_column: str
+    label_column: str | None
+    """None where a text is its own label."""
     otherwise: Sequence[str]
     """Columns of a second layout, the label last; empty if there is but one."""
     best_metric: str
@@ -59,6 +64,9 @@ class Task(Protocol):
     """Whether :meth:`loss` heeds ``label_smoothing``; where it does not, the setting is refused."""
     long_inputs: str
     """What befalls inputs longer than ``max_length``, in words: "were truncated"."""
+
+    # Two that a family may also have: ``pretrained_head = True``, if the checkpoint's own head is the one that is
+    # trained on, so that adapters leave it as they leave the trunk, and :func:`check_model`'s method.
 
     def look_at(self, splits: Any) -> list[str]:
         """Learn labels and their counts from the splits; return what is to be said aloud."""
@@ -152,9 +160,22 @@ def build(recipe: TaskRecipe) -> Task:
     return task
 
 
+def check_model(task: Task, model: Any, tokenizer: Any, max_length: int) -> None:
+    """Let the family refuse a model, with its adapter, that cannot learn the task.
+
+    Raises:
+        PtftError: It does.
+    """
+    check = getattr(task, "check_model", None)
+    if check is not None:
+        check(model, tokenizer, max_length)
+
+
 def load_splits(task: Task, source: Any, recipe: TaskRecipe, seed: int) -> data.Splits:
     """The family's columns of a source's splits, checked for leakage; see :func:`ptft_hf.data.load_splits`."""
     splits = data.load_splits(source, columns=recipe.columns, seed=seed, **_columns(task))
+    if isinstance(recipe, CorpusRecipe) and recipe.cleaning is not None:
+        splits = data.clean_splits(splits, recipe.cleaning)
     label = task.label_column
     if label not in splits.train.column_names and task.otherwise:
         label = task.otherwise[-1]
@@ -163,7 +184,11 @@ def load_splits(task: Task, source: Any, recipe: TaskRecipe, seed: int) -> data.
 
 def load_split(task: Task, source: Any, recipe: TaskRecipe, split: str) -> tuple[Any, list[str]]:
     """The family's columns of one split; see :func:`ptft_hf.data.load_split`."""
-    return data.load_split(source, split, columns=recipe.columns, **_columns(task))
+    rows, notes = data.load_split(source, split, columns=recipe.columns, **_columns(task))
+    if isinstance(recipe, CorpusRecipe) and recipe.cleaning is not None:
+        rows, more = data.clean(split, rows, recipe.cleaning)
+        notes = [*notes, *more]
+    return rows, notes
 
 
 def _columns(task: Task) -> dict[str, Any]:
