@@ -275,7 +275,7 @@ def check_metric(ready: Ready, metric: str | None) -> None:
     if name not in known:
         raise RecipeError(
             f"training.metric_for_best_model: {metric!r} is not computed here{did_you_mean(name, known)}; choose "
-            f"among {', '.join(['loss', *known])}"
+            f"among {', '.join(dict.fromkeys(['loss', *known]))}"
         )
 
 
