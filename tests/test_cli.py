@@ -56,7 +56,7 @@ def test_python_m_is_the_same_command():
 def test_ls_lists_one_kind_or_both(ptft: Ptft):
     both, tasks, adapters = ptft("ls"), ptft("ls", "tasks"), ptft("ls", "adapters")
     assert both.out == tasks.out + adapters.out
-    assert tasks.out.startswith("tasks:\n  sequence_classification/")
+    assert tasks.out.startswith("tasks:\n  causal_lm/")
     assert adapters.out.startswith("adapters:\n  adalora/r12_to_8 ")
     assert (wrong := ptft("ls", "models")).code == 2
     assert wrong.err == "error: 'models' is neither tasks nor adapters\n"

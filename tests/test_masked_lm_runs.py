@@ -21,6 +21,7 @@ from tests.conftest import write_rows
 from tests.corpus import corpus, write_corpus
 from tests.runs import NO_DROPOUT, build, equal_weights, logged, weights
 from tests.stopped_runs import Place, assert_same
+from tests.test_distributed import assert_same_curves, on_one_process, on_two_processes
 from tests.test_model_card import card_of, code_of, result_of
 from tests.tiny import SIZES, make_checkpoint, make_tokenizer
 
@@ -174,7 +175,9 @@ ONE_STEP = {
 }
 
 
-@pytest.mark.parametrize("pairs", [pytest.param(False, marks=pytest.mark.slow), True], ids=["masked", "masked and pairs"])
+@pytest.mark.parametrize(
+    "pairs", [pytest.param(False, marks=pytest.mark.slow), True], ids=["masked", "masked and pairs"]
+)
 def test_one_step_is_the_same_however_the_batch_is_cut(pairs: bool, tmp_path: Path) -> None:
     """Micro-batches with unequal counts of hidden tokens (trap 1), against one batch in plain PyTorch: the mean over
     the tokens and the mean over the pairs, each over the whole batch."""
@@ -247,6 +250,31 @@ def test_a_resumed_run_is_the_unbroken_run(tmp_path: Path, checkpoint: Callable[
         stopped = place.stopped(step, place.folder / "whole")
         place.run(stopped.name, settings=settings, resume=True)
         assert_same(place.folder / "whole", stopped)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_curve_of_one_with_twice_the_batch(tmp_path: Path) -> None:
+    """Each term of the loss is counted over both processes, whose rows have unlike numbers of hidden tokens; masks do
+    not depend on which process draws them; both train the same tokenizer and begin with the same weights."""
+    (tmp_path / "task.yaml").write_text(
+        f"family: masked_lm\ndata: {{path: json, data_files: {json.dumps(write_corpus(tmp_path))}}}\n"
+        "next_sentence: true\nmodel: {max_length: 32}\n"
+    )
+    settings_ = {
+        "num_train_epochs": 2,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "bf16": False,
+        **SIZES_OF_BERT,
+        **{f"model.{name}": rate for name, rate in NO_DROPOUT.items()},
+    }
+    nothing: Any = "config:bert"
+    sizes = [{**settings_, "per_device_train_batch_size": size} for size in (16, 8)]
+    on_one_process(nothing, tmp_path / "task.yaml", "full/default", tmp_path / "one", sizes[0])
+    done = on_two_processes(nothing, tmp_path / "task.yaml", "full/default", tmp_path / "two", sizes[1])
+    assert done.returncode == 0, done.stderr[-3000:]
+    names = ("step", "loss", "grad_norm", "eval_loss", "eval_nsp_accuracy", "eval_perplexity")
+    assert_same_curves(tmp_path / "one", tmp_path / "two", names)
 
 
 # --- from nothing -----------------------------------------------------------------------------------------

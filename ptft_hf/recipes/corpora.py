@@ -115,3 +115,5 @@ class CausalLMRecipe(CorpusRecipe):
         for name in generation if isinstance(generation, dict) else ():
             if name in ("pad_token_id", "eos_token_id", "bos_token_id"):
                 yield ("generation", name), "cannot be set here: it is the tokenizer's"
+            if name == "num_return_sequences":
+                yield ("generation", name), "cannot be set here: a text has one continuation"
