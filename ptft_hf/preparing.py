@@ -116,7 +116,6 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
         loaded.model, tokenizer, recipe.model.get("max_length"), adapters.virtual_tokens(plan.adapter)
     )
     method = adapters.build(plan.adapter, plan.config)
-    head = new_head(loaded) if getattr(task, "pretrained_head", False) else loaded.head
     source_id, revision = models.split_revision(recipes.locate(plan.model))
     facts = {
         "reference": plan.model,
@@ -131,13 +130,13 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
         "quantization": plan.adapter.quantization,
         "fingerprint": loaded.fingerprint,
         "new_parameters": sorted(loaded.new),
-        "head": list(head),
+        "head": list(loaded.head),
     }
     if recipes.from_nothing(plan.model):
         facts["tokenizer"] = models.tokenizer_fingerprint(tokenizer)
     check_earlier(plan.config, plan.adapter, loaded.model.config, facts)
     with models.quiet():
-        attached = method.attach(loaded.model, head, task.peft_task_type)
+        attached = method.attach(loaded.model, loaded.head, task.peft_task_type)
     tasks.check_model(task, attached, tokenizer, max_length)
 
     encoded = {}
@@ -149,29 +148,35 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
                 f"and {task.long_inputs} (model.max_length)"
             )
     check_tokenizer(plan.model, encoded["train"], tokenizer)
-    return Ready(task, splits, encoded, attached, tokenizer, head, facts, notes, method)
+    return Ready(task, splits, encoded, attached, tokenizer, loaded.head, facts, notes, method)
 
 
 def begin_from(
     plan: Plan, task: tasks.Task, splits: data.Splits, options: Mapping[str, Any]
 ) -> tuple[models.LoadedModel, Any, list[str]]:
-    """The model and its tokenizer, from a checkpoint or from nothing, and what is to be said of them.
+    """The model and its tokenizer, from a checkpoint or from nothing, and what is to be said of them."""
+    if recipes.from_nothing(plan.model):
+        return begin_from_nothing(plan, task, splits, options)
+    loaded = models.load_model(
+        plan.model, task.auto_class, config=task.config(), quantization=plan.adapter.quantization, **options
+    )
+    notes = []
+    if isinstance(plan.task, recipes.CorpusRecipe) and plan.task.tokenizer is not None:
+        notes.append("tokenizer: the checkpoint's own is used; the recipe's is for models from nothing")
+    return loaded, models.load_tokenizer(plan.model, **options), notes
+
+
+def begin_from_nothing(
+    plan: Plan, task: tasks.Task, splits: data.Splits, options: Mapping[str, Any]
+) -> tuple[models.LoadedModel, Any, list[str]]:
+    """Random weights, and a tokenizer that is trained on the training texts or taken from somewhere.
 
     Raises:
         RecipeError: Something else than pre-training in full is to begin from nothing.
         ModelError: They cannot be had.
     """
-    recipe = plan.task
-    corpus = isinstance(recipe, recipes.CorpusRecipe)
-    if not recipes.from_nothing(plan.model):
-        loaded = models.load_model(
-            plan.model, task.auto_class, config=task.config(), quantization=plan.adapter.quantization, **options
-        )
-        unused = corpus and isinstance(recipe.tokenizer, recipes.TokenizerRecipe)  # type: ignore[attr-defined]
-        note = ["tokenizer: the checkpoint's own is used; the recipe's is for models from nothing"] if unused else []
-        return loaded, models.load_tokenizer(plan.model, **options), note
-    problems = []
-    if not corpus:
+    recipe, problems = plan.task, list[str]()
+    if not isinstance(recipe, recipes.CorpusRecipe):
         problems.append(
             f"model: {plan.model}: random weights know nothing that {recipe.name} could build on; train "
             "them on a corpus (family masked_lm or causal_lm) first, and take the folder of that run"
@@ -181,24 +186,19 @@ def begin_from(
             f"adapter: {plan.adapter.name} changes a part of what a model has learnt, and {plan.model} has random "
             "weights: use full/default"
         )
-    if problems:
+    if problems or not isinstance(recipe, recipes.CorpusRecipe):
         raise RecipeError(*problems)
     config = models.config_of(plan.model, options)
-    tokenizer, note_ = models.tokenizer_of(
+    tokenizer, note = models.tokenizer_of(
         plan.model,
-        recipe.tokenizer,  # type: ignore[attr-defined]
+        recipe.tokenizer,
         splits.train["text"][:],
-        kind=task.tokenizer_kind,  # type: ignore[attr-defined]
+        kind=recipe.tokenizer_kind,
         token_types=models.takes_token_types(task.auto_class, config),
     )
     dtype = options.get("dtype", "float32")
     loaded = models.random_model(plan.model, task.auto_class, config, tokenizer, dtype)
-    return loaded, tokenizer, ["the weights are random: nothing is pretrained", note_]
-
-
-def new_head(loaded: models.LoadedModel) -> tuple[str, ...]:
-    """Modules of the head that the checkpoint did not have."""
-    return tuple(name for name in loaded.head if any(new.startswith(f"{name}.") for new in loaded.new))
+    return loaded, tokenizer, ["the weights are random: nothing is pretrained", note]
 
 
 def check_tokenizer(model: str, encoded: Any, tokenizer: Any) -> None:

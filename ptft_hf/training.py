@@ -22,9 +22,6 @@ OWN_FILES = (records.SETTINGS, "run.json", "checkpoints")
 PROBE_ROWS = 16
 """Rows on which the saved and the trained model are compared: the longest, which exercise most positions."""
 
-PROBE_LOGITS = 2**26
-"""So many at most are compared: a quarter of a gigabyte in float32, and as much again of the other model."""
-
 
 def train(
     *,
@@ -262,12 +259,11 @@ def finish(plan: Plan, ready: Ready, trainer: Any, folder: Path, evaluated: Sequ
 
 
 def probe_batch(ready: Ready, collate: Any) -> checkpoints.Probe:
+    """The longest validation rows: 16, or so many that a language model's logits take no more than half a GB."""
     rows = sorted_by_length(ready.encoded["validation"])
-    count = min(PROBE_ROWS, len(rows))
-    if not ready.task.labels:  # a language model has logits for its whole vocabulary
-        width = plain_model(ready.model).config.get_text_config().vocab_size
-        count = min(count, max(1, PROBE_LOGITS // (rows["length"][0] * width)))
-    return [collate(rows.select(range(count)).to_list())]
+    words = plain_model(ready.model).get_output_embeddings()
+    logits = rows[0]["length"] * (words.weight.shape[0] if words is not None else 1)
+    return [collate(rows.select(range(min(PROBE_ROWS, len(rows), max(1, 2**27 // logits)))).to_list())]
 
 
 def final_metrics(

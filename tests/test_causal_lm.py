@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from ptft_hf.errors import DataError, ModelError, RecipeError
+from ptft_hf.errors import DataError, ModelError
 from ptft_hf.recipes import CausalLMRecipe
 from ptft_hf.tasks.causal_lm import CausalLM, apart
 from tests.corpus import books
@@ -217,8 +217,6 @@ def test_models_that_cannot_learn_the_task_are_refused() -> None:
     task(separate_documents=True).check_model(windowed, tokenizer, 16)
     with pytest.raises(ModelError, match="the last 16 tokens alone, which blocks of 32 would undo"):
         task(separate_documents=True).check_model(windowed, tokenizer, 32)
-    with pytest.raises(RecipeError, match=r"generation\.num_beam: .*did you mean 'num_beams'"):
-        task(generation={"num_beam": 3}).check_model(bloom, tokenizer, 32)
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="no end token"):
         task().check_model(bloom, tokenizer, 32)

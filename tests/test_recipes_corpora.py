@@ -88,10 +88,12 @@ def test_every_fault_is_told_at_once_with_its_line(tmp_path: Path) -> None:
 def test_faults_of_causal_recipes(tmp_path: Path) -> None:
     said = faults(
         tmp_path,
-        "family: causal_lm\nnext_sentence: true\ngeneration: {eos_token_id: 3, num_return_sequences: 2}\n"
+        "family: causal_lm\nnext_sentence: true\ngeneration: {eos_token_id: 3, num_return_sequences: 2,"
+        " num_beam: 2}\n"
         "separate_document: true\n",
     )
     assert "next_sentence: unknown key 'next_sentence'" in said
     assert "generation.eos_token_id: cannot be set here: it is the tokenizer's" in said
     assert "generation.num_return_sequences: cannot be set here: a text has one continuation" in said
+    assert "generation.num_beam: unknown GenerationConfig name 'num_beam' (did you mean 'num_beams'?)" in said
     assert "(did you mean 'separate_documents'?)" in said

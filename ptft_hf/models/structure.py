@@ -32,16 +32,19 @@ def head_modules(model: nn.Module, new: frozenset[str]) -> tuple[str, ...]:
     """The topmost modules that hold nothing but head: what lies outside the trunk, or is wholly new.
 
     PEFT guesses heads by name ("classifier", "score") and so loses others on save (BART, T5, XLNet, XLM,
-    DeBERTa). Here a head is what it is: every parameter that the checkpoint did not have. A new bias of tied output
-    embeddings belongs to no module that could be saved; it is zero, until it is trained in full.
+    DeBERTa). Here a head is what it is: every parameter that the checkpoint did not have. What a language model has
+    above its trunk is pretrained, and a head only where it is new. A new bias of tied output embeddings belongs to
+    no module that could be saved: it is zero, until it is trained in full.
 
     Raises:
         ModelError: A new parameter stands beside pretrained ones in one module, so that no module can be
             saved for it.
     """
     trunk_parameters = {id(p) for p in trunk_of(model).parameters()}
+    words = getattr(model, "get_output_embeddings", lambda: None)()
+    outside = trunk_of(model) is not model and words is None
     is_head = {
-        name: name in new or (trunk_of(model) is not model and id(parameter) not in trunk_parameters)
+        name: name in new or (outside and id(parameter) not in trunk_parameters)
         for name, parameter in model.named_parameters()
     }
     heads: list[str] = []
@@ -51,10 +54,8 @@ def head_modules(model: nn.Module, new: frozenset[str]) -> tuple[str, ...]:
         if own and not below and all(is_head.get(name, False) for name in own):
             heads.append(module_name)
     covered = {name for name, head in is_head.items() if any(name.startswith(f"{h}.") for h in heads)}
-    # The bias of output embeddings whose matrix is the input embeddings': it begins with zeros, and stands alone.
-    output: Any = getattr(model, "get_output_embeddings", lambda: None)
-    bias = id(getattr(output(), "bias", None))
-    alone = {name for name, parameter in model.named_parameters() if id(parameter) == bias}
+    bias = getattr(words, "bias", None)
+    alone = {name for name, parameter in model.named_parameters() if parameter is bias}
     missed = sorted(name for name in new if name in is_head and name not in covered | alone)
     if missed:
         raise ModelError(

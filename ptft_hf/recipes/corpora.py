@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from ptft_hf.errors import did_you_mean
 from ptft_hf.recipes.models import Fault, TaskRecipe, _column_faults, _Strict
+from ptft_hf.recipes.upstream import generation_names
 
 
 class Cleaning(_Strict):
@@ -53,6 +55,8 @@ class CorpusRecipe(TaskRecipe):
 
     cleaning: Cleaning | None = None
     """None leaves texts as they are."""
+    tokenizer_kind: ClassVar[Literal["wordpiece", "byte_bpe"]]
+    """Of a tokenizer that is trained, where the recipe names none."""
     document_begins: str | None = None
     """A regular expression: a text that it matches at its begin is the first of a document. For corpora without a
     column ``document``."""
@@ -78,6 +82,8 @@ class CorpusRecipe(TaskRecipe):
 class MaskedLMRecipe(CorpusRecipe):
     """Words that are hidden, told by what stands around them (BERT)."""
 
+    tokenizer_kind = "wordpiece"
+
     mask_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of the tokens that are predicted (Devlin et al. 2019): of these 80 % are replaced by the mask token,
     10 % by a random one, and 10 % stay."""
@@ -101,11 +107,13 @@ class MaskedLMRecipe(CorpusRecipe):
 class CausalLMRecipe(CorpusRecipe):
     """The next token, told by those before it (GPT)."""
 
+    tokenizer_kind = "byte_bpe"
+
     separator: str = "\n"
     """What stands between the texts of one document."""
     separate_documents: bool = False
     """No attention from one document to another in the same block, and positions that begin anew with each."""
-    generation: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it
+    generation: dict[str, Any] = Field(default_factory=dict)
     """``transformers.GenerationConfig`` by name, for ``predict``; 50 new tokens, the likeliest, if it is empty."""
 
     @classmethod
@@ -115,5 +123,8 @@ class CausalLMRecipe(CorpusRecipe):
         for name in generation if isinstance(generation, dict) else ():
             if name in ("pad_token_id", "eos_token_id", "bos_token_id"):
                 yield ("generation", name), "cannot be set here: it is the tokenizer's"
-            if name == "num_return_sequences":
+            elif name == "num_return_sequences":
                 yield ("generation", name), "cannot be set here: a text has one continuation"
+            elif name not in generation_names():
+                near = did_you_mean(name, generation_names())
+                yield ("generation", name), f"unknown GenerationConfig name {name!r}{near}"

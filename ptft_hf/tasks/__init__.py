@@ -65,9 +65,6 @@ class Task(Protocol):
     long_inputs: str
     """What befalls inputs longer than ``max_length``, in words: "were truncated"."""
 
-    # Two that a family may also have: ``pretrained_head = True``, if the checkpoint's own head is the one that is
-    # trained on, so that adapters leave it as they leave the trunk, and :func:`check_model`'s method.
-
     def look_at(self, splits: Any) -> list[str]:
         """Learn labels and their counts from the splits; return what is to be said aloud."""
 
@@ -161,7 +158,8 @@ def build(recipe: TaskRecipe) -> Task:
 
 
 def check_model(task: Task, model: Any, tokenizer: Any, max_length: int) -> None:
-    """Let the family refuse a model, with its adapter, that cannot learn the task.
+    """Let the family refuse a model, with its adapter, that cannot learn the task; it has a method of this name if
+    it has something to say.
 
     Raises:
         PtftError: It does.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ptft_hf.errors import DataError, ModelError, RecipeError, did_you_mean
+from ptft_hf.errors import DataError, ModelError
 from ptft_hf.models import quiet
 from ptft_hf.recipes import CausalLMRecipe
 from ptft_hf.tasks import Usage, corpora
@@ -46,7 +46,6 @@ class CausalLM(LanguageModel):
 
     auto_class = "AutoModelForCausalLM"
     peft_task_type = "CAUSAL_LM"
-    tokenizer_kind = "byte_bpe"
     long_inputs = "are spread over several"
 
     def __init__(self, recipe: CausalLMRecipe) -> None:
@@ -65,16 +64,7 @@ class CausalLM(LanguageModel):
         Raises:
             ModelError: The tokenizer has no end token, a prediction of the model depends on later tokens, or it
                 cannot keep documents apart.
-            RecipeError: ``generation`` has names that upstream does not know.
         """
-        import transformers
-
-        generation: Any = transformers.GenerationConfig
-        known = vars(generation()).keys()
-        if wrong := [name for name in self.recipe.generation if name not in known]:
-            raise RecipeError(
-                *(f"generation.{n}: GenerationConfig has no such name{did_you_mean(n, known)}" for n in wrong)
-            )
         if tokenizer.eos_token_id is None:
             raise ModelError("the tokenizer has no end token, which the model is to learn; give it one (eos_token)")
         ids = torch.arange(12) % (len(tokenizer) - 1) + 1

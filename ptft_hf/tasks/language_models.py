@@ -35,7 +35,6 @@ class LanguageModel:
     label_column: str | None = None
     best_metric = "loss"
     smooths_labels = True
-    pretrained_head = True
     recipe: Any
 
     # ---- before training ----

@@ -40,7 +40,6 @@ class MaskedLM(LanguageModel):
     """
 
     peft_task_type = "FEATURE_EXTRACTION"
-    tokenizer_kind = "wordpiece"
 
     def __init__(self, recipe: MaskedLMRecipe) -> None:
         self.recipe: MaskedLMRecipe = recipe
