@@ -16,6 +16,7 @@ from ptft_hf import card, checkpoints, forward, inference, models, recipes, reco
 from ptft_hf.errors import ModelError, OutputError, RecipeError
 from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.inference import TrainedModel
+from ptft_hf.models import plain_model
 from ptft_hf.preparing import Plan, Ready, describe, make_plan, prepare, training_arguments
 
 OWN_FILES = (records.SETTINGS, "run.json", "checkpoints")

@@ -163,8 +163,9 @@ def test_an_adapter_is_put_on_a_model_of_ones_own(nothing: Path, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["prefix/tokens20", "bottleneck/pfeiffer", "ia3/default"])
-def test_other_adapters_keep_documents_apart_or_are_refused(adapter: str, nothing: Path, tmp_path: Path) -> None:
-    trained = run(nothing, adapter, tmp_path / "run", {"separate_documents": True}, **{"model.max_length": 20})
+def test_other_adapters_keep_documents_apart(adapter: str, nothing: Path, tmp_path: Path) -> None:
+    settings = {"model.max_length": 20, "bf16": False}
+    trained = run(nothing, adapter, tmp_path / "run", {"separate_documents": True}, **settings)
     assert trained.run["proof"]["max_difference"] == 0
     assert trained.predict(["the film"])[0]["continuation"]
 
