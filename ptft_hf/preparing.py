@@ -196,8 +196,7 @@ def begin_from_nothing(
         kind=recipe.tokenizer_kind,
         token_types=models.takes_token_types(task.auto_class, config),
     )
-    dtype = options.get("dtype", "float32")
-    loaded = models.random_model(plan.model, task.auto_class, config, tokenizer, dtype)
+    loaded = models.random_model(plan.model, task.auto_class, config, tokenizer, options)
     return loaded, tokenizer, ["the weights are random: nothing is pretrained", note]
 
 

@@ -67,6 +67,23 @@ def test_repeated_lines_go_and_empty_ones_stay() -> None:
     assert without_repeated_lines("a\n\nb\n\na\nc\nb") == "a\n\nb\n\nc"
 
 
+def test_a_document_is_held_out_whole() -> None:
+    texts = [f"text {i}" for i in range(60)]
+    table = datasets.Dataset.from_dict({"text": texts, "document": [f"book {i // 6}" for i in range(60)]})
+    fields = {"columns": {}, "required": ("text",), "optional": ("document",), "seed": 1, "label_column": None}
+    splits = data.load_splits(table, **fields, group_column="document")
+    books = [set(getattr(splits, name)["document"]) for name in ("train", "validation", "test")]
+    assert [len(found) for found in books] == [8, 1, 1]
+    assert set.union(*books) == set(table["document"])
+    assert splits.notes == [
+        f"there is no {name} split: 6 rows of train are held out (at random, each document whole, seed 1)"
+        for name in ("test", "validation")
+    ]
+    two = table.map(lambda row: {"document": "one"})
+    splits = data.load_splits(two, **fields, group_column="document")
+    assert "(at random, seed 1)" in splits.notes[0]
+
+
 def test_a_split_that_cleaning_empties_is_refused_with_what_was_done() -> None:
     splits = data.Splits(rows(["long enough"]), rows(["a"]), rows(["long enough"]), [])
     with pytest.raises(DataError, match="1 of 1 texts dropped") as caught:

@@ -311,6 +311,7 @@ def test_a_model_from_nothing_learns_and_is_saved_whole(nothing: Path) -> None:
     assert model.model.config.vocab_size == len(model.tokenizer) < 300
     assert record["metrics"]["test"]["masked_accuracy"] > record["report"]["test"]["chance"]["masked_accuracy"] + 0.07
     assert record["metrics"]["test"]["perplexity"] < 0.5 * len(model.tokenizer)
+    assert model.tokenizer.model_max_length == model.model.config.max_position_embeddings == 512
     assert any("a WordPiece tokenizer of" in note for note in record["notes"])
     assert any("the weights are random" in note for note in record["notes"])
     result = model.evaluate(split="test", source=LARGER)

@@ -63,6 +63,7 @@ def load_splits(
     seed: int,
     label_column: str | None = "label",
     otherwise: Sequence[str] = (),
+    group_column: str | None = None,
 ) -> Splits:
     """Load, rename and clean the three splits of a data set.
 
@@ -77,6 +78,8 @@ def load_splits(
         label_column: The family's name of the label column, always required; None if the family has none.
         otherwise: The columns of another layout, the last of them the label, which is taken where the source
             has it and lacks what is ``required``.
+        group_column: Rows with the same value in it stay together where a split is cut from train: the documents of
+            running text. Not heeded if there are fewer than three values.
 
     Returns:
         `Splits`. A missing validation or test split, or one without any label, is cut from train: 10 % of its
@@ -99,7 +102,7 @@ def load_splits(
             )
         schema = _schema(raw["train"], columns, required, optional, label_column, otherwise)
         tables = prepare(raw, schema, notes)
-        tables = _with_cuts(tables, schema, seed, notes)
+        tables = _with_cuts(tables, schema, seed, notes, group_column)
     return Splits(tables["train"], tables["validation"], tables["test"], notes)
 
 
@@ -264,7 +267,9 @@ def _keys(
     return duplicates.keys(split, texts, None if label_column is None else table[label_column][:])
 
 
-def _with_cuts(tables: Tables, schema: Schema, seed: int, notes: list[str]) -> Tables:
+def _with_cuts(
+    tables: Tables, schema: Schema, seed: int, notes: list[str], group_column: str | None
+) -> Tables:
     """The splits that are missing, cut from train."""
     missing = [name for name in ("test", "validation") if name not in tables]
     if not missing:
@@ -272,6 +277,9 @@ def _with_cuts(tables: Tables, schema: Schema, seed: int, notes: list[str]) -> T
     tables = dict(tables)
     train = tables["train"]
     groups = _keys("train", train, schema.texts, None).folded
+    names = train[group_column][:] if group_column in train.column_names else []
+    whole = len(set(names)) > 2
+    groups = names if whole else groups
     labels = train[schema.label][:] if schema.label is not None else None
     classes = None if labels is None or any(isinstance(label, float | list) for label in labels) else labels
     rng = np.random.default_rng(seed)
@@ -290,7 +298,7 @@ def _with_cuts(tables: Tables, schema: Schema, seed: int, notes: list[str]) -> T
         tables[name] = train.select(rows[held_out])
         rows = np.delete(rows, held_out)
         share /= 1 - share  # the second cut takes as many rows as the first
-        how = "stratified by label" if stratified else "at random"
+        how = "stratified by label" if stratified else f"at random{f', each {group_column} whole' if whole else ''}"
         notes.append(
             f"there is no {name} split: {len(held_out):,} rows of train are held out ({how}, seed {seed})"
         )

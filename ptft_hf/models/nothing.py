@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ptft_hf.errors import ModelError, RecipeError, did_you_mean
-from ptft_hf.models.inputs import load_tokenizer
+from ptft_hf.models.inputs import _positions, load_tokenizer
 from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint
 from ptft_hf.models.reading import config_options, reading, split_revision
 from ptft_hf.models.structure import head_modules
@@ -60,17 +60,8 @@ def config_of(reference: str, fields: Mapping[str, Any]) -> Any:
     changes = {field: value for field, value in fields.items() if field not in FROM_PRETRAINED}
     if name in transformers.CONFIG_MAPPING:
         config = transformers.AutoConfig.for_model(name)
-    elif "/" not in locate(name):
-        known = did_you_mean(name, transformers.CONFIG_MAPPING.keys())
-        raise ModelError(
-            f"{reference}: {name!r} is no model type of transformers{known}; write config: and a type such as bert, "
-            "gpt2 or llama, a folder, or a hub id whose configuration is taken"
-        )
     else:
-        source, revision = split_revision(locate(name))
-        options = {"revision": revision} if revision else {}
-        with reading(name):
-            config = transformers.AutoConfig.from_pretrained(source, **options, **config_options(fields))
+        config = _config_of_checkpoint(reference, name, config_options(fields))
     wrong = [field for field in changes if not hasattr(config, field)]
     if wrong:
         names = config.to_dict().keys()
@@ -87,8 +78,27 @@ def config_of(reference: str, fields: Mapping[str, Any]) -> Any:
         raise ModelError(f"{reference}: the configuration refuses {sorted(changes)}: {first}") from error
 
 
-def random_model(reference: str, auto_class: str, config: Any, tokenizer: Any, dtype: Any) -> LoadedModel:
-    """A model with random weights, drawn from torch's global generator, that fits the tokenizer.
+def _config_of_checkpoint(reference: str, name: str, options: Mapping[str, Any]) -> Any:
+    import transformers
+
+    source, revision = split_revision(locate(name))
+    given = {**options, **({"revision": revision} if revision else {})}
+    try:
+        with reading(name):
+            return transformers.AutoConfig.from_pretrained(source, **given)
+    except ModelError as error:
+        known = did_you_mean(name, transformers.CONFIG_MAPPING.keys())
+        raise ModelError(
+            f"{reference}: {name!r} is no model type of transformers{known} such as bert, gpt2 or llama, and no "
+            f"checkpoint whose configuration could be taken: {error}"
+        ) from error
+
+
+def random_model(
+    reference: str, auto_class: str, config: Any, tokenizer: Any, options: Mapping[str, Any]
+) -> LoadedModel:
+    """A model with random weights, drawn from torch's global generator, that fits the tokenizer, which learns how
+    many positions it has. Of the ``options`` it heeds ``dtype`` and ``attn_implementation``.
 
     Raises:
         ModelError: The architecture has no such head, or its sizes do not fit each other.
@@ -104,11 +114,14 @@ def random_model(reference: str, auto_class: str, config: Any, tokenizer: Any, d
         # What another vocabulary called its tokens means nothing here.
         if hasattr(text, f"{name}_token_id"):
             setattr(text, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id", None))
+    given = {name: options[name] for name in ("attn_implementation",) if name in options}
+    given["dtype"] = as_dtype(options.get("dtype", "float32"))
     try:
         with reading(reference):
-            model = auto.from_config(config, dtype=as_dtype(dtype)).eval()
+            model = auto.from_config(config, **given).eval()
     except ModelError as error:
         raise ModelError(f"{error}; do the sizes under model. fit each other?") from error
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model) or tokenizer.model_max_length)
     new = frozenset(name for name, _ in model.named_parameters())
     return LoadedModel(model, new, head_modules(model, frozenset()), fingerprint(model))
 

@@ -171,7 +171,8 @@ def check_model(task: Task, model: Any, tokenizer: Any, max_length: int) -> None
 
 def load_splits(task: Task, source: Any, recipe: TaskRecipe, seed: int) -> data.Splits:
     """The family's columns of a source's splits, checked for leakage; see :func:`ptft_hf.data.load_splits`."""
-    splits = data.load_splits(source, columns=recipe.columns, seed=seed, **_columns(task))
+    group = "document" if isinstance(recipe, CorpusRecipe) else None
+    splits = data.load_splits(source, columns=recipe.columns, seed=seed, group_column=group, **_columns(task))
     if isinstance(recipe, CorpusRecipe) and recipe.cleaning is not None:
         splits = data.clean_splits(splits, recipe.cleaning)
     label = task.label_column
