@@ -169,7 +169,7 @@ def _facts(run: Mapping[str, Any], answers: str) -> str:
     training, parameters, versions = run["training"], run["parameters"], run["versions"]
     stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
     return (
-        f"It {answers + ' ' + labels + more if labels else 'predicts a number'}. "
+        f"It {f'{answers} {labels}{more}' if labels else answers}. "
         f"{parameters['trainable']:,} of {parameters['total']:,} parameters were trained on "
         f"{run['data']['train']['rows']:,} rows (seed {run['seed']}, {training['steps']:,} steps, the best of "
         f"them step {training['best_step']:,}) with {stack}. Every setting is in `run.json`, the curves are in "

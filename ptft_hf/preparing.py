@@ -98,10 +98,11 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
 
     transformers.set_seed(seed)
     options = {name: value for name, value in recipe.model.items() if name != "max_length"}
+    tokenizer = models.load_tokenizer(plan.model, **options)
+    task.look_at_checkpoint(models.load_config(plan.model, **options), tokenizer)
     loaded = models.load_model(
         plan.model, task.auto_class, config=task.config(), quantization=plan.adapter.quantization, **options
     )
-    tokenizer = models.load_tokenizer(plan.model, **options)
     notes += [note for note in (models.ensure_padding(loaded.model, tokenizer),) if note]
     models.read_marks_as_text(loaded.model, tokenizer)
     max_length = models.longest_input(

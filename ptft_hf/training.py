@@ -191,7 +191,7 @@ def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: P
             model=ready.model,
             args=arguments,
             train_dataset=ready.encoded["train"],
-            eval_dataset=sorted_by_length(ready.encoded["validation"]),
+            eval_dataset=sorted_by_length(ready.task.between_epochs(ready.encoded["validation"])),
             data_collator=ready.task.collator(ready.tokenizer),
             processing_class=ready.tokenizer,
             callbacks=callbacks,
@@ -258,10 +258,11 @@ def finish(plan: Plan, ready: Ready, trainer: Any, folder: Path, evaluated: Sequ
 
 
 def probe_batch(ready: Ready, collate: Any) -> checkpoints.Probe:
-    longest = sorted_by_length(ready.encoded["validation"]).select(
-        range(min(PROBE_ROWS, len(ready.encoded["validation"])))
-    )
-    return [collate(longest.to_list())]
+    """The longest validation rows: 16, or so many that a language model's logits take no more than half a GB."""
+    rows = sorted_by_length(ready.encoded["validation"])
+    words = plain_model(ready.model).get_output_embeddings()
+    logits = rows[0]["length"] * (words.weight.shape[0] if words is not None else 1)
+    return [collate(rows.select(range(min(PROBE_ROWS, len(rows), max(1, 2**27 // logits)))).to_list())]
 
 
 def final_metrics(

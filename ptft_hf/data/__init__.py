@@ -21,7 +21,7 @@ import numpy as np
 
 from ptft_hf.data import duplicates, splitting, subsets
 from ptft_hf.data.columns import Schema, Tables, prepare
-from ptft_hf.data.converters import aclsum_roles, aclsum_roles_multilabel
+from ptft_hf.data.converters import aclsum_roles, aclsum_roles_multilabel, aclsum_summaries, scitldr
 from ptft_hf.data.sources import SPLITS, Raw, Source, open_source, quiet
 from ptft_hf.errors import DataError
 
@@ -29,10 +29,12 @@ __all__ = [
     "Splits",
     "aclsum_roles",
     "aclsum_roles_multilabel",
+    "aclsum_summaries",
     "check_leakage",
     "fingerprint",
     "load_split",
     "load_splits",
+    "scitldr",
     "take",
 ]
 

@@ -15,7 +15,7 @@ from ptft_hf.models.inputs import (
     longest_input,
     read_marks_as_text,
 )
-from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_model
+from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_config, load_model
 from ptft_hf.models.quantizing import dequantize_into, in_dtype, quantized_layers
 from ptft_hf.models.reading import quiet, reading, split_revision
 from ptft_hf.models.structure import (
@@ -43,6 +43,7 @@ __all__ = [
     "head_config",
     "head_modules",
     "in_dtype",
+    "load_config",
     "load_model",
     "load_tokenizer",
     "longest_input",

@@ -32,15 +32,18 @@ def head_modules(model: nn.Module, new: frozenset[str]) -> tuple[str, ...]:
     """The topmost modules that hold nothing but head: what lies outside the trunk, or is wholly new.
 
     PEFT guesses heads by name ("classifier", "score") and so loses others on save (BART, T5, XLNet, XLM,
-    DeBERTa). Here a head is what it is: every parameter that the checkpoint did not have.
+    DeBERTa). Here a head is what it is: every parameter that the checkpoint did not have. What a language model has
+    above its trunk is pretrained, and a head only where it is new.
 
     Raises:
         ModelError: A new parameter stands beside pretrained ones in one module, so that no module can be
             saved for it.
     """
     trunk_parameters = {id(p) for p in trunk_of(model).parameters()}
+    predicts_words = getattr(model, "get_output_embeddings", lambda: None)() is not None
+    outside = trunk_of(model) is not model and not predicts_words
     is_head = {
-        name: name in new or (trunk_of(model) is not model and id(parameter) not in trunk_parameters)
+        name: name in new or (outside and id(parameter) not in trunk_parameters)
         for name, parameter in model.named_parameters()
     }
     heads: list[str] = []

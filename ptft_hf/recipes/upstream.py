@@ -59,6 +59,24 @@ def quantization_names() -> frozenset[str]:
     raise _unexpected("transformers", "utils.quantization_config", "BitsAndBytesConfig.__init__")
 
 
+@cache
+def generation_names() -> frozenset[str]:
+    """The arguments of ``transformers.GenerationConfig``, which takes them out of its ``**kwargs``.
+
+    Raises:
+        RecipeError: If transformers is not installed or its source is not laid out as expected.
+    """
+    names = set()
+    for node in _class("transformers", "generation.configuration_utils", "GenerationConfig").body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            for call in ast.walk(node):
+                if isinstance(call, ast.Call) and ast.unparse(call.func) == "kwargs.pop":
+                    names.add(ast.literal_eval(call.args[0]))
+    if "max_new_tokens" not in names:
+        raise _unexpected("transformers", "generation.configuration_utils", "GenerationConfig.__init__")
+    return frozenset(name for name in names if not name.startswith("_"))
+
+
 def peft_types() -> frozenset[str]:
     """The methods registered by the installed PEFT, as ``PeftType`` spells them (``LORA``, ...).
 

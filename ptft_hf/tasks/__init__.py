@@ -17,6 +17,7 @@ from ptft_hf.recipes import TaskRecipe
 FAMILIES = {
     "sequence_classification": "ptft_hf.tasks.sequence_classification:SequenceClassification",
     "token_classification": "ptft_hf.tasks.token_classification:TokenClassification",
+    "summarization": "ptft_hf.tasks.summarization:Summarization",
 }
 
 
@@ -63,11 +64,23 @@ class Task(Protocol):
     def look_at(self, splits: Any) -> list[str]:
         """Learn labels and their counts from the splits; return what is to be said aloud."""
 
+    def look_at_checkpoint(self, config: Any, tokenizer: Any) -> None:
+        """Learn, before the weights are read, which ``auto_class`` a checkpoint is for and how it is spoken to;
+        most families know without looking.
+
+        Raises:
+            ModelError: The checkpoint is for no such task.
+        """
+
     def config(self) -> dict[str, Any]:
         """Configuration of the model's head."""
 
     def encode(self, rows: Any, tokenizer: Any, max_length: int) -> tuple[Any, int]:
         """Token ids, labels and ``length`` of every row; and how many rows are longer than ``max_length``."""
+
+    def between_epochs(self, encoded: Any) -> Any:
+        """The encoded validation rows as they are evaluated while training: the same rows, of which an expensive
+        family may do less."""
 
     def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
         """An encoded row for a person: what is learnt, and the decoded tokens."""

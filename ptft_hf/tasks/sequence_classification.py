@@ -147,6 +147,9 @@ class SequenceClassification:
         rest = f", and {len(most) - 8} more down to {most[-1][0]} {most[-1][1]}" if len(most) > 8 else ""
         return f"{len(self.labels)} labels in {rows:,} training rows: {shown}{rest}"
 
+    def look_at_checkpoint(self, config: Any, tokenizer: Any) -> None:
+        """Every checkpoint gets the same head."""
+
     def config(self) -> dict[str, Any]:
         if self.problem_type == REGRESSION:
             return {"num_labels": 1, "problem_type": REGRESSION}
@@ -201,6 +204,9 @@ class SequenceClassification:
         for label in value:
             hot[index[str(label)]] = 1.0
         return hot
+
+    def between_epochs(self, encoded: Any) -> Any:
+        return encoded
 
     def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
         value = row["labels"]
@@ -366,7 +372,8 @@ class SequenceClassification:
         inputs: list[Any] = [pair, dict(zip(columns, texts[::-1], strict=True))]
         if len(texts) == 1:
             inputs = [*texts, "Another one, a little longer than the first."]
-        return Usage(USAGE.format(inputs=given, max_length=max_length), inputs, "predicts a label among")
+        answers = "predicts a label among" if self.labels else "predicts a number"
+        return Usage(USAGE.format(inputs=given, max_length=max_length), inputs, answers)
 
     def _thresholds(self) -> np.ndarray:
         return np.array(self.thresholds or [0.5] * len(self.labels))

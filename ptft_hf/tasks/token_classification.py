@@ -144,6 +144,9 @@ class TokenClassification:
             weights = {name: float(wanted[name]) for name in classes}
         return torch.tensor([weights[OUTSIDE], *(weights[name] for name in self.labels for _ in "BI")])
 
+    def look_at_checkpoint(self, config: Any, tokenizer: Any) -> None:
+        """Every checkpoint gets the same head."""
+
     def config(self) -> dict[str, Any]:
         return {
             "num_labels": len(self.tags),
@@ -171,6 +174,9 @@ class TokenClassification:
             tags=self.tags,
             all_subwords=self.recipe.label_all_subwords,
         )
+
+    def between_epochs(self, encoded: Any) -> Any:
+        return encoded
 
     def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
         """Entities of a window with their types, and the decoded tokens."""
