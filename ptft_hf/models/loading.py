@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +77,9 @@ def load_model(
                 f"{config.model_type!r}; choose a checkpoint of another architecture"
             )
         given = {"config": config, "use_safetensors": True, "ignore_mismatched_sizes": True, **options}
-        model, info = auto.from_pretrained(source, output_loading_info=True, **given)
+        # It shows a bar of its own while it unpacks a GGUF file.
+        with redirect_stderr(StringIO()) if "gguf_file" in options else nullcontext():
+            model, info = auto.from_pretrained(source, output_loading_info=True, **given)
         if "gguf_file" in options:
             model = unpacked(model)
     model.eval()

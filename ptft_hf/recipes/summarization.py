@@ -35,9 +35,9 @@ class SummarizationRecipe(TaskRecipe):
     generation: dict[str, Any] = Field(default_factory=dict)
     """``GenerationConfig`` by name, for evaluation and use: ``max_new_tokens`` (128 if absent), ``num_beams`` (1),
     ``min_new_tokens``, ``length_penalty``, ``no_repeat_ngram_size``, ..."""
-    generate_rows: Annotated[int, Field(ge=1)] | None = 200
+    generate_rows: Annotated[int, Field(ge=1)] | Literal["all"] = 200
     """How many validation rows are summarized between epochs, spread evenly over the split (the loss is always that
-    of all rows); None is all. The final figures are always of all rows. 200: generating costs as much as many
+    of all rows). The final figures are always of all rows. 200: generating costs as much as many
     steps, and epochs are compared on the same rows."""
     long_documents: Literal["truncate", "split"] = "truncate"
     """What to do with documents longer than ``model.max_length``: ``truncate`` cuts them; ``split`` summarizes them

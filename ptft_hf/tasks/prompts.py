@@ -65,21 +65,34 @@ def speech_of(config: Any, tokenizer: Any, prompt: str | None) -> Speech:
         prompt: Of the recipe, or None.
 
     Raises:
-        ModelError: Nothing tells where its texts begin or end, or its chat template cannot be used.
+        ModelError: It cannot write, nothing tells where its texts begin or end, or its chat template cannot be used.
     """
     start = None
     if config.is_encoder_decoder:
         kind = "t5" if config.model_type in ("t5", "mt5", "umt5", "longt5") else "encoder-decoder"
-        start = config.decoder_start_token_id
+        start = getattr(config, "decoder_start_token_id", None)
         start = config.bos_token_id if start is None else start
         if start is None:
             raise ModelError(f"{config.model_type}: its configuration names no decoder_start_token_id")
+    elif type(config) in _encoders() and not getattr(config, "is_decoder", False):
+        raise ModelError(
+            f"{config.model_type}: an encoder, each of whose tokens sees those behind it, so that it cannot write; choose "
+            "a decoder (GPT-2, Llama, Qwen) or an encoder-decoder (T5, BART)"
+        )
     else:
         kind = "chat" if tokenizer.chat_template else "decoder"
     end = _end_of_turn(tokenizer) if kind == "chat" else tokenizer.eos_token_id
     if end is None:
         raise ModelError("the tokenizer has no end token: the model could not learn where a summary ends")
     return Speech(kind, start, int(end), prompt or PROMPTS[kind])
+
+
+def _encoders() -> Any:
+    """Configurations with a masked language model: upstream has BERT among the causal ones, too, and runs it as the
+    encoder that it is unless ``is_decoder`` is set."""
+    import transformers
+
+    return transformers.AutoModelForMaskedLM._model_mapping
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
@@ -157,7 +170,7 @@ def _parts(
 
 def _beginning(tokenizer: Any, text: str, tokens: int, at_space: bool) -> str:
     """As much of a text as ``tokens`` hold, up to white space in the second half of it if that is asked for."""
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     if len(offsets) <= tokens:
         return text
     part = text[: max(1, offsets[max(tokens, 1) - 1][1])]
@@ -168,7 +181,8 @@ def _beginning(tokenizer: Any, text: str, tokens: int, at_space: bool) -> str:
 
 def _ids(speech: Speech, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of rendered prompts: a chat has its marks in it already, and a decoder goes on where one ends."""
-    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=speech.kind != "chat")["input_ids"]
+    marked = speech.kind != "chat"
+    found: list[list[int]] = tokenizer(list(texts), add_special_tokens=marked, verbose=False)["input_ids"]
     if speech.has_encoder:
         return found
     return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in found]
@@ -184,11 +198,12 @@ def targets_of(
         At most ``limit`` ids each; and how many summaries were cut.
     """
     if speech.has_encoder:
-        written = tokenizer(text_target=list(summaries))["input_ids"]
+        written = tokenizer(text_target=list(summaries), verbose=False)["input_ids"]
     else:
         gap = "" if speech.kind == "chat" else " "
         texts = [prompt.texts[0] + gap + summary for prompt, summary in zip(prompts, summaries, strict=True)]
-        alone = tokenizer([gap + summary for summary in summaries], add_special_tokens=False)["input_ids"]
+        written = [gap + summary for summary in summaries]
+        alone = tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"]
         written = [
             whole[len(prompt.ids[0]) :] if whole[: len(prompt.ids[0])] == prompt.ids[0] else part
             for whole, prompt, part in zip(_ids(speech, tokenizer, texts), prompts, alone, strict=True)

@@ -227,15 +227,15 @@ class Summarization:
     def between_epochs(self, encoded: Any) -> Any:
         """With a column that says which rows, spread evenly, are to be summarized: ``generate_rows``."""
         count, wanted = len(encoded), self.recipe.generate_rows
-        wanted = count if wanted is None else min(wanted, count)
+        wanted = count if wanted == "all" else min(wanted, count)
         chosen = {i * count // wanted for i in range(wanted)}
         return encoded.add_column("wanted", [row in chosen for row in range(count)])
 
     def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
-        """The trained tokens, and the beginning and end of what the model reads."""
+        """The trained tokens, and the beginning and the end of what the model reads."""
         trained = tokenizer.decode([i for i in row["labels"] if i != IGNORED])
         prompt = " ".join(tokenizer.decode(row["input_ids"][: row["prompt_length"]]).split())
-        shown = f"{prompt[:110]} ... {prompt[-50:]}" if len(prompt) > 165 else prompt
+        shown = f"{prompt[:40]} ... {prompt[-120:]}" if len(prompt) > 165 else prompt
         return f"{' '.join(trained.split())} <- {shown}"
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
