@@ -54,8 +54,8 @@ class Partial(Adapter):
             )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise AdapterError(
-                f"{recipe.name}: would train nothing, since all of {type(model).__name__} is pretrained: it has no new "
-                "head; use partial/top_2_layers, or name parameters"
+                f"{recipe.name}: would train nothing, since all of {type(model).__name__} is pretrained: it has no "
+                "new head; use partial/top_2_layers, or name parameters"
             )
         to_float32(parameter for parameter in model.parameters() if parameter.requires_grad)
         return model

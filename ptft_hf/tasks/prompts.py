@@ -76,8 +76,8 @@ def speech_of(config: Any, tokenizer: Any, prompt: str | None) -> Speech:
             raise ModelError(f"{config.model_type}: its configuration names no decoder_start_token_id")
     elif type(config) in _encoders() and not getattr(config, "is_decoder", False):
         raise ModelError(
-            f"{config.model_type}: an encoder, each of whose tokens sees those behind it, so that it cannot write; choose "
-            "a decoder (GPT-2, Llama, Qwen) or an encoder-decoder (T5, BART)"
+            f"{config.model_type}: an encoder, each of whose tokens sees those behind it, so that it cannot write; "
+            "choose a decoder (GPT-2, Llama, Qwen) or an encoder-decoder (T5, BART)"
         )
     else:
         kind = "chat" if tokenizer.chat_template else "decoder"

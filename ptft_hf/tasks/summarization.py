@@ -226,8 +226,8 @@ class Summarization:
 
     def between_epochs(self, encoded: Any) -> Any:
         """With a column that says which rows, spread evenly, are to be summarized: ``generate_rows``."""
-        count, wanted = len(encoded), self.recipe.generate_rows
-        wanted = count if wanted == "all" else min(wanted, count)
+        count, rows = len(encoded), self.recipe.generate_rows
+        wanted = count if rows == "all" else min(rows, count)
         chosen = {i * count // wanted for i in range(wanted)}
         return encoded.add_column("wanted", [row in chosen for row in range(count)])
 
