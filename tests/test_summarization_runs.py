@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 METHODS = ("full/default", "lora/r16_all_linear")
 OTHERS = ("prefix/tokens20", "prefix/reparameterised", "bottleneck/pfeiffer", "ia3/default", "partial/top_2_layers",
-          "adalora/r12_to_8", "lora/pissa")  # fmt: skip
+          "ln_tuning/default", "lora/pissa")  # fmt: skip
 FAST = {("t5", "lora/r16_all_linear"), ("llama", "full/default"), ("gpt2", "prefix/tokens20"),
         ("bart", "bottleneck/pfeiffer")}  # fmt: skip
 CELLS = [
@@ -51,7 +51,7 @@ def run(base: Path, method: Any, output: Path, data: Any = None, fields: Any = N
     quick = {
         "max_steps": 2,
         "per_device_train_batch_size": 8,
-        "learning_rate": 0.01,
+        "learning_rate": 1e-3,
         "warmup_steps": 0,
         "bf16": False,
     }
