@@ -260,7 +260,7 @@ def finish(plan: Plan, ready: Ready, trainer: Any, folder: Path, evaluated: Sequ
 def probe_batch(ready: Ready, collate: Any) -> checkpoints.Probe:
     """The longest validation rows: 16, or so many that a language model's logits take no more than half a GB."""
     rows = sorted_by_length(ready.encoded["validation"])
-    words = plain_model(ready.model).get_output_embeddings()
+    words = models.plain_model(ready.model).get_output_embeddings()
     logits = rows[0]["length"] * (words.weight.shape[0] if words is not None else 1)
     return [collate(rows.select(range(min(PROBE_ROWS, len(rows), max(1, 2**27 // logits)))).to_list())]
 
