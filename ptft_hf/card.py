@@ -59,12 +59,15 @@ from transformers import {auto}, AutoConfig, AutoTokenizer{also}
 folder = {folder!r}  # where this card is
 config = AutoConfig.from_pretrained(folder)  # labels and padding token stand beside the adapter
 base = {auto}.from_pretrained({base!r}, config=config, {calls}){in_float32}
-{learning}model = PeftModel.from_pretrained(base, folder).eval()
+{learning}{generating}model = PeftModel.from_pretrained(base, folder).eval()
 """
 
 ONE_LAYOUT = """for module in base.modules():  # else bitsandbytes repacks weights on some CPUs and rounds more
     if hasattr(module, "support_avx512bf16_for_cpu"):
         module.support_avx512bf16_for_cpu = False
+"""
+
+GENERATING = """base.generation_config = base.generation_config.from_pretrained(folder)  # beside the adapter, too
 """
 
 SHARED_CODE = """tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -198,6 +201,7 @@ def _code(facts: Mapping[str, Any], folder: str, is_peft: bool) -> str:
         base=facts["source"],
         calls=calls,
         also=", BitsAndBytesConfig" if quantization else "",
+        generating=GENERATING if facts["auto_class"] in ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM") else "",
         learning=ONE_LAYOUT if quantization and quantization.get("load_in_4bit") else "",
         in_float32=""
         if dtype == "float32" or quantization

@@ -200,14 +200,17 @@ def rotate(folder: Path, keep: int | None, best_step: int | None) -> None:
 
 def save_model(model: Any, tokenizer: Any, folder: Path, state_dict: Mapping[str, Any] | None = None) -> None:
     """Weights as safetensors, configuration and tokenizer. Beside an adapter stands the configuration of the
-    model that it belongs to: labels and padding token, without which no one could use it."""
+    model that it belongs to: labels and padding token, without which no one could use it, and how it generates."""
     folder.mkdir(parents=True, exist_ok=True)
     kind = adapter_kind(model)
     # "auto" would ask the Hub whether the vocabulary has grown.
     options = {"save_embedding_layers": False} if kind == "peft" else {}
     model.save_pretrained(folder, state_dict=state_dict, **options)
     if kind is not None:
-        plain_model(model).config.save_pretrained(folder)
+        base = plain_model(model)
+        base.config.save_pretrained(folder)
+        if base.can_generate():
+            base.generation_config.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; ours is written at the end
     tokenizer.save_pretrained(folder)
 

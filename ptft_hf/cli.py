@@ -104,7 +104,8 @@ def predict(
     input_: Annotated[
         Path | None,
         typer.Option(
-            "--input", help="JSON lines, strings or objects with `text` (or `tokens`); `-` is stdin."
+            "--input",
+            help="JSON lines, strings or objects with `text` (or `tokens`, `document`); `-` is stdin.",
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="JSON lines; stdout by default.")] = None,
@@ -114,7 +115,7 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts that run together.")] = 32,
 ) -> None:
-    """What the model says of each text: JSON lines (labels and scores, or entities)."""
+    """What the model says of each text: JSON lines (labels and scores, entities, or a summary)."""
     if texts and input_:
         raise DataError("give texts as arguments or in --input, not both")
     if output is not None and (output.is_dir() or not output.resolve().parent.is_dir()):

@@ -137,7 +137,7 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
     check_earlier(plan.config, plan.adapter, loaded.model.config, facts)
     with models.quiet():
         attached = method.attach(loaded.model, loaded.head, task.peft_task_type)
-    tasks.check_model(task, attached, tokenizer, max_length)
+    task.check_model(attached, tokenizer, max_length)
 
     encoded = {}
     for name in ("train", "validation", "test"):
@@ -157,13 +157,15 @@ def begin_from(
     """The model and its tokenizer, from a checkpoint or from nothing, and what is to be said of them."""
     if recipes.from_nothing(plan.model):
         return begin_from_nothing(plan, task, splits, options)
+    tokenizer = models.load_tokenizer(plan.model, **options)
+    task.look_at_checkpoint(models.load_config(plan.model, **options), tokenizer)
     loaded = models.load_model(
         plan.model, task.auto_class, config=task.config(), quantization=plan.adapter.quantization, **options
     )
     notes = []
     if isinstance(plan.task, recipes.CorpusRecipe) and plan.task.tokenizer is not None:
         notes.append("tokenizer: the checkpoint's own is used; the recipe's is for models from nothing")
-    return loaded, models.load_tokenizer(plan.model, **options), notes
+    return loaded, tokenizer, notes
 
 
 def begin_from_nothing(

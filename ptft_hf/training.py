@@ -193,7 +193,7 @@ def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: P
             model=ready.model,
             args=arguments,
             train_dataset=ready.encoded["train"],
-            eval_dataset=sorted_by_length(ready.encoded["validation"]),
+            eval_dataset=sorted_by_length(ready.task.between_epochs(ready.encoded["validation"])),
             data_collator=ready.task.collator(ready.tokenizer),
             processing_class=ready.tokenizer,
             callbacks=callbacks,

@@ -25,10 +25,11 @@ class Partial(Adapter):
         """See :class:`ptft_hf.adapters.Adapter`.
 
         Raises:
-            AdapterError: Fewer layers than ``top_layers``, no biases, or an expression that matches nothing.
+            AdapterError: Fewer layers than ``top_layers``, no biases, an expression that matches nothing, or nothing
+                to train: a language model has no new head.
         """
         recipe, depth = self.recipe, depths(model, head)
-        top = max(depth.values())
+        top = max(depth.values()) + (not head)  # the depth of the head, or where it would be
         layers = len({d for d in depth.values() if 0 < d < top})
         problems = []
         if recipe.top_layers > layers:
@@ -50,6 +51,11 @@ class Partial(Adapter):
                 or (depth[name] > top - 1 - recipe.top_layers and depth[name] > 0)
                 or (recipe.bias and _is_bias(name))
                 or any(regex.fullmatch(name) for regex in patterns.values())
+            )
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise AdapterError(
+                f"{recipe.name}: would train nothing, since all of {type(model).__name__} is pretrained: it has no "
+                "new head; use partial/top_2_layers, or name parameters"
             )
         to_float32(parameter for parameter in model.parameters() if parameter.requires_grad)
         return model

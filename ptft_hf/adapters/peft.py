@@ -221,10 +221,12 @@ class Peft(Adapter):
         ids = torch.tensor([[3, 3, 3, end if isinstance(end, int) else end[0]]])
         more = torch.full((1, 3), 0 if config.pad_token_id is None else config.pad_token_id)
         name = f"{self.recipe.name}: {self.recipe.peft_type} on {type(plain_model(wrapped)).__name__}"
+        writes = plain_model(wrapped).can_generate() and plain_model(wrapped).config.is_encoder_decoder
+        decoders = {"decoder_input_ids": ids} if writes else {}
         try:
             with torch.no_grad(), quiet():
                 alone, padded = (
-                    wrapped.eval()(input_ids=ids, attention_mask=mask)["logits"]
+                    wrapped.eval()(input_ids=ids, attention_mask=mask, **decoders)["logits"]
                     for ids, mask in (
                         (ids, torch.ones_like(ids)),
                         (torch.cat([ids, more], 1), torch.tensor([[1] * 4 + [0] * 3])),
@@ -238,7 +240,7 @@ class Peft(Adapter):
                 "use prefix/tokens20 or LoRA"
             )
         rounding = 1e-5 if plain_model(wrapped).dtype == torch.float32 else 1e-2
-        if alone.dim() == 2 and not torch.allclose(alone, padded, atol=rounding):
+        if alone.shape == padded.shape and not torch.allclose(alone, padded, atol=rounding):
             raise AdapterError(
                 f"{name}: a text's result would depend on the length of its neighbours in the batch, since this "
                 "model cannot tell padding behind a prompt; use prefix/tokens20 or LoRA"

@@ -22,7 +22,7 @@ import numpy as np
 from ptft_hf.data import duplicates, splitting, subsets
 from ptft_hf.data.cleaning import clean
 from ptft_hf.data.columns import Schema, Tables, prepare
-from ptft_hf.data.converters import aclsum_roles, aclsum_roles_multilabel
+from ptft_hf.data.converters import aclsum_roles, aclsum_roles_multilabel, aclsum_summaries, scitldr
 from ptft_hf.data.sources import SPLITS, Raw, Source, open_source, quiet
 from ptft_hf.errors import DataError
 from ptft_hf.recipes import Cleaning
@@ -31,12 +31,14 @@ __all__ = [
     "Splits",
     "aclsum_roles",
     "aclsum_roles_multilabel",
+    "aclsum_summaries",
     "check_leakage",
     "clean",
     "clean_splits",
     "fingerprint",
     "load_split",
     "load_splits",
+    "scitldr",
     "take",
 ]
 

@@ -46,3 +46,31 @@ def aclsum_roles_multilabel(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[
                     )
             for index, text in enumerate(sentences or []):
                 yield {"text": text, "label": [aspect for aspect in ACLSUM_ASPECTS if marks[aspect][index]]}
+
+
+def aclsum_summaries(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Papers of ACLSum with their three summaries, one sentence for each aspect.
+
+    Args:
+        rows: Papers: ``sentences`` {section: [text]}, ``summary`` {aspect: text}.
+
+    Yields:
+        ``{"document": abstract, introduction and conclusion, "challenge": str, "approach": str, "outcome": str}``.
+    """
+    for row in rows:
+        sections = [" ".join(sentences or []) for sentences in row["sentences"].values()]
+        document = "\n\n".join(filter(None, sections))
+        yield {"document": document, **{aspect: row["summary"][aspect] for aspect in ACLSUM_ASPECTS}}
+
+
+def scitldr(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """SciTLDR (Cachola et al. 2020) with its sentences joined; the summary is the list of all that were written.
+
+    Args:
+        rows: Papers: ``source`` and ``target``, lists of sentences and of summaries.
+
+    Yields:
+        ``{"document": str, "summary": [str]}``.
+    """
+    for row in rows:
+        yield {"document": " ".join(row["source"]), "summary": list(row["target"])}

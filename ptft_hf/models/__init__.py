@@ -15,7 +15,7 @@ from ptft_hf.models.inputs import (
     longest_input,
     read_marks_as_text,
 )
-from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_model
+from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_config, load_model
 from ptft_hf.models.nothing import (
     config_of,
     random_model,
@@ -51,6 +51,7 @@ __all__ = [
     "head_config",
     "head_modules",
     "in_dtype",
+    "load_config",
     "load_model",
     "load_tokenizer",
     "longest_input",

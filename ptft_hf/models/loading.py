@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +77,11 @@ def load_model(
                 f"{config.model_type!r}; choose a checkpoint of another architecture"
             )
         given = {"config": config, "use_safetensors": True, "ignore_mismatched_sizes": True, **options}
-        model, info = auto.from_pretrained(source, output_loading_info=True, **given)
+        # It shows a bar of its own while it unpacks a GGUF file.
+        with redirect_stderr(StringIO()) if "gguf_file" in options else nullcontext():
+            model, info = auto.from_pretrained(source, output_loading_info=True, **given)
+        if "gguf_file" in options:
+            model = unpacked(model)
     model.eval()
     parameters = dict(model.named_parameters(remove_duplicate=False))
     mismatched = {key if isinstance(key, str) else key[0] for key in info.get("mismatched_keys") or ()}
@@ -96,6 +102,16 @@ def load_model(
             model.config.quantization_config
         )  # which is saved beside adapters, and says nothing of the adapter
     return LoadedModel(model, new, head, digest)
+
+
+def unpacked(model: Any) -> Any:
+    """The model of a GGUF file, whose weights transformers has unpacked, as a plain one: else it counts as quantized
+    and is refused by ``save_pretrained``."""
+    del model.config.quantization_config
+    plain = type(model)(model.config).to(model.dtype)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return plain
 
 
 def _inside(head: tuple[str, ...]) -> tuple[str, ...]:
@@ -134,6 +150,21 @@ def as_dtype(value: Any) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ModelError(f"model.dtype: {value!r} is no dtype; use float32, bfloat16 or float16")
     return dtype
+
+
+def load_config(reference: str, **options: Any) -> Any:
+    """The configuration of a checkpoint.
+
+    Raises:
+        ModelError: There is none, or it cannot be read.
+    """
+    import transformers
+
+    source, revision = split_revision(locate(reference))
+    if revision is not None:
+        options = {"revision": revision, **options}
+    with reading(reference):
+        return transformers.AutoConfig.from_pretrained(source, **config_options(options))
 
 
 def head_config(folder: Path) -> Any:

@@ -49,6 +49,7 @@ from ptft_hf.recipes.models import (
     keys_of,
 )
 from ptft_hf.recipes.overrides import Overrides, parse_set, read_sets
+from ptft_hf.recipes.summarization import SummarizationRecipe
 from ptft_hf.recipes.upstream import (
     importable,
     peft_config_names,
@@ -75,6 +76,7 @@ __all__ = [
     "PartialRecipe",
     "PeftRecipe",
     "SequenceClassificationRecipe",
+    "SummarizationRecipe",
     "TaskRecipe",
     "TokenClassificationRecipe",
     "TokenizerRecipe",

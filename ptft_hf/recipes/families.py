@@ -12,12 +12,14 @@ from ptft_hf.recipes.models import (
     TaskRecipe,
     TokenClassificationRecipe,
 )
+from ptft_hf.recipes.summarization import SummarizationRecipe
 
 TASK_FAMILIES: dict[str, type[TaskRecipe]] = {
     "sequence_classification": SequenceClassificationRecipe,
     "token_classification": TokenClassificationRecipe,
     "masked_lm": MaskedLMRecipe,
     "causal_lm": CausalLMRecipe,
+    "summarization": SummarizationRecipe,
 }
 ADAPTER_FAMILIES: dict[str, type[AdapterRecipe]] = {
     "full": FullRecipe,

@@ -19,6 +19,7 @@ FAMILIES = {
     "token_classification": "ptft_hf.tasks.token_classification:TokenClassification",
     "masked_lm": "ptft_hf.tasks.masked_lm:MaskedLM",
     "causal_lm": "ptft_hf.tasks.causal_lm:CausalLM",
+    "summarization": "ptft_hf.tasks.summarization:Summarization",
 }
 
 
@@ -41,7 +42,7 @@ class Task(Protocol):
     ``N`` is a number of encoded rows, ``C`` of labels. *Outputs* are what the model says, *targets* what it is
     compared with; of what kind they are is the family's own affair. Outputs are a sequence with one element
     for each encoded row, in their order (``[N, C]`` logits of classifiers), so that each of several processes
-    may take its share of the rows.
+    may take its share of the rows. What most families leave as it is stands in :class:`TaskDefaults`.
     """
 
     recipe: TaskRecipe
@@ -68,11 +69,20 @@ class Task(Protocol):
     def look_at(self, splits: Any) -> list[str]:
         """Learn labels and their counts from the splits; return what is to be said aloud."""
 
+    def look_at_checkpoint(self, config: Any, tokenizer: Any) -> None:
+        """See :class:`TaskDefaults`."""
+
+    def check_model(self, model: Any, tokenizer: Any, max_length: int) -> None:
+        """See :class:`TaskDefaults`."""
+
     def config(self) -> dict[str, Any]:
         """Configuration of the model's head."""
 
     def encode(self, rows: Any, tokenizer: Any, max_length: int) -> tuple[Any, int]:
         """Token ids, labels and ``length`` of every row; and how many rows are longer than ``max_length``."""
+
+    def between_epochs(self, encoded: Any) -> Any:
+        """See :class:`TaskDefaults`."""
 
     def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
         """An encoded row for a person: what is learnt, and the decoded tokens."""
@@ -139,6 +149,29 @@ class Task(Protocol):
         """The inverse of :meth:`state`."""
 
 
+class TaskDefaults:
+    """What most families leave as it is; a family has these from here, or its own."""
+
+    def look_at_checkpoint(self, config: Any, tokenizer: Any) -> None:
+        """Learn, before the weights are read, which ``auto_class`` a checkpoint is for and how it is spoken to.
+
+        Raises:
+            ModelError: The checkpoint is for no such task.
+        """
+
+    def check_model(self, model: Any, tokenizer: Any, max_length: int) -> None:
+        """Refuse, before training, a model with its adapter that cannot learn the task.
+
+        Raises:
+            PtftError: It cannot.
+        """
+
+    def between_epochs(self, encoded: Any) -> Any:
+        """The encoded validation rows as they are evaluated while training: the same rows, of which an expensive
+        family may do less."""
+        return encoded
+
+
 def build(recipe: TaskRecipe) -> Task:
     """The task family of a recipe: one of :data:`FAMILIES`, or ``module:Class`` of the user's own.
 
@@ -155,18 +188,6 @@ def build(recipe: TaskRecipe) -> Task:
         raise RecipeError(f"{recipe.name}: family: {recipe.family!r} cannot be imported: {error}") from error
     task: Task = family(recipe)
     return task
-
-
-def check_model(task: Task, model: Any, tokenizer: Any, max_length: int) -> None:
-    """Let the family refuse a model, with its adapter, that cannot learn the task; it has a method of this name if
-    it has something to say.
-
-    Raises:
-        PtftError: It does.
-    """
-    check = getattr(task, "check_model", None)
-    if check is not None:
-        check(model, tokenizer, max_length)
 
 
 def load_splits(task: Task, source: Any, recipe: TaskRecipe, seed: int) -> data.Splits:

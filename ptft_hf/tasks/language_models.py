@@ -12,14 +12,14 @@ import torch.nn.functional as F
 
 from ptft_hf import forward
 from ptft_hf.errors import DataError, ModelError
-from ptft_hf.tasks import losses
+from ptft_hf.tasks import TaskDefaults, losses
 from ptft_hf.tasks.corpora import IGNORED
 
 LOGITS = 2**27
 """Logits that one batch of an evaluation may have: half a gigabyte in float32."""
 
 
-class LanguageModel:
+class LanguageModel(TaskDefaults):
     """Text (column ``text``) that is its own label, in documents (column ``document``).
 
     Outputs are figures of each row, ``[N, 3]``: the summed loss, the number of predicted tokens, and how many were

@@ -16,7 +16,7 @@ from ptft_hf import forward, metrics
 from ptft_hf.data.sources import quiet
 from ptft_hf.errors import DataError, RecipeError
 from ptft_hf.recipes import SequenceClassificationRecipe
-from ptft_hf.tasks import Usage, losses
+from ptft_hf.tasks import TaskDefaults, Usage, losses
 from ptft_hf.tasks.inputs import text_row
 from ptft_hf.tasks.labels import MULTI, REGRESSION, SINGLE, flat, infer, label_order, wrong_kind
 
@@ -29,7 +29,7 @@ with torch.no_grad():
 print(logits)"""
 
 
-class SequenceClassification:
+class SequenceClassification(TaskDefaults):
     """One label, several labels or a number for each text (or pair of texts).
 
     Columns: ``text``, optionally ``text_pair``, and ``label``: a string, integer or boolean (single-label),
@@ -366,7 +366,8 @@ class SequenceClassification:
         inputs: list[Any] = [pair, dict(zip(columns, texts[::-1], strict=True))]
         if len(texts) == 1:
             inputs = [*texts, "Another one, a little longer than the first."]
-        return Usage(USAGE.format(inputs=given, max_length=max_length), inputs, "predicts a label among")
+        answers = "predicts a label among" if self.labels else "predicts a number"
+        return Usage(USAGE.format(inputs=given, max_length=max_length), inputs, answers)
 
     def _thresholds(self) -> np.ndarray:
         return np.array(self.thresholds or [0.5] * len(self.labels))

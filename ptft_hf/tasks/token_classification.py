@@ -12,7 +12,7 @@ import torch
 from ptft_hf import forward
 from ptft_hf.errors import DataError, ModelError, RecipeError
 from ptft_hf.recipes import TokenClassificationRecipe
-from ptft_hf.tasks import Usage, alignment, annotated, losses, spans, token_rows
+from ptft_hf.tasks import TaskDefaults, Usage, alignment, annotated, losses, spans, token_rows
 from ptft_hf.tasks.alignment import FINE, LIKE_TOKENS
 from ptft_hf.tasks.annotated import Annotated
 from ptft_hf.tasks.inputs import check_text
@@ -34,7 +34,7 @@ SAMPLES = (
 )
 
 
-class TokenClassification:
+class TokenClassification(TaskDefaults):
     """Entities in words (columns ``tokens`` and ``tags``) or in running text (``text`` and ``spans``).
 
     Tags are strings, or integers with names; spans are objects with ``start`` and ``end`` (characters, the
