@@ -22,18 +22,22 @@ def first_logits(outputs: Any) -> torch.Tensor:
     return logits
 
 
+def longest_first(encoded: Any, batch_size: int) -> list[np.ndarray]:
+    """The rows' numbers of each batch: rows of like length, and memory runs out at once or never."""
+    order = np.argsort(-np.array(encoded["length"][:]), kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 def batches(
     model: Any, encoded: Any, collate: Callable[..., Any], batch_size: int, progress: bool = False
 ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], torch.Tensor]]:
     """The rows' numbers, inputs and logits (float32, on the CPU) of each batch; the longest rows come first."""
     model.eval()
     device = next(model.parameters()).device
-    order = np.argsort(-np.array(encoded["length"][:]), kind="stable")
-    starts = range(0, len(order), batch_size)
-    bar = report.bar(len(starts), "Predicting", "batch", stays=False, show=progress)
+    ordered = longest_first(encoded, batch_size)
+    bar = report.bar(len(ordered), "Predicting", "batch", stays=False, show=progress)
     with torch.inference_mode(), bar:
-        for start in starts:
-            rows = order[start : start + batch_size]
+        for rows in ordered:
             batch = {k: v for k, v in collate(encoded.select(rows).to_list()).items() if k != "labels"}
             logits = first_logits(model(**{k: v.to(device) for k, v in batch.items()}))
             yield rows, batch, logits.float().cpu()

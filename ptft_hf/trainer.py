@@ -19,7 +19,7 @@ import transformers
 from torch import nn
 from transformers.trainer_utils import EvalLoopOutput
 
-from ptft_hf import checkpoints, forward
+from ptft_hf import checkpoints, forward, frozen
 from ptft_hf.adapters import Adapter
 from ptft_hf.adapters.states import STATE, load_state, save_state
 from ptft_hf.callbacks import Clock
@@ -66,6 +66,7 @@ class Trainer(transformers.Trainer):
                 compute_loss_func=self._loss,
                 **arguments,
             )
+        self.layers_computed_once = 0
         self.running = RunningState(self)
         for callback in (self.clock, self.running):
             self.add_callback(callback)
@@ -77,7 +78,9 @@ class Trainer(transformers.Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Upstream's, with what the method wants to hold meanwhile."""
-        with self.method.while_training(self.model, autocast=self.args.bf16 or self.args.fp16):
+        autocast = self.args.bf16 or self.args.fp16
+        with self.method.while_training(self.model, autocast=autocast), frozen.kept(self) as layers:
+            self.layers_computed_once = layers
             return super().train(*args, **kwargs)
 
     # ---- loss ----
@@ -115,10 +118,14 @@ class Trainer(transformers.Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if model.training:
-            for module in self.quiet:
-                # Gradient checkpointing happens in training mode alone.
-                module.training = bool(getattr(module, "gradient_checkpointing", False))
+            self.quieten()
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def quieten(self) -> None:
+        """Take the frozen part of the trunk out of training mode, and with it its dropout."""
+        for module in self.quiet:
+            # Gradient checkpointing happens in training mode alone.
+            module.training = bool(getattr(module, "gradient_checkpointing", False))
 
     def evaluation_loop(
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any

@@ -127,7 +127,7 @@ LAYERS = [
     {"inference"},
     {"preparing"},
     {"sampling"},
-    {"resuming", "callbacks"},
+    {"resuming", "callbacks", "frozen"},
     {"trainer"},
     {"records"},
     {"training"},

@@ -221,6 +221,9 @@ class AdapterRecipe(Recipe):
     trunk_dropout: bool = False
     """Keep dropout in the frozen part of the trunk. Off: frozen weights cannot co-adapt, and drawing
     dropout's random numbers is a fifth of a CPU step."""
+    frozen_cache_gb: Annotated[float, Field(ge=0)] = 2.0
+    """Memory for the activations of layers below which nothing is trained, so that they are computed once and not
+    in every epoch; 0 computes them anew. They are used where that is exact, and need all of it or none."""
 
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
