@@ -58,7 +58,10 @@ from transformers import {auto}, AutoConfig, AutoTokenizer{also}
 folder = {folder!r}  # where this card is
 config = AutoConfig.from_pretrained(folder)  # labels and padding token stand beside the adapter
 base = {auto}.from_pretrained({base!r}, config=config, {calls}){in_float32}
-{learning}model = PeftModel.from_pretrained(base, folder).eval()
+{grown}{learning}model = PeftModel.from_pretrained(base, folder).eval()
+"""
+
+GROWN = """base.resize_token_embeddings({rows}, mean_resizing=False)  # the adapter holds the added tokens' rows
 """
 
 ONE_LAYOUT = """for module in base.modules():  # else bitsandbytes repacks weights on some CPUs and rounds more
@@ -195,6 +198,7 @@ def _code(facts: Mapping[str, Any], folder: str, is_peft: bool) -> str:
         folder=folder,
         base=facts["source"],
         calls=calls,
+        grown=GROWN.format(**facts["added_tokens"]) if facts.get("added_tokens") else "",
         also=", BitsAndBytesConfig" if quantization else "",
         learning=ONE_LAYOUT if quantization and quantization.get("load_in_4bit") else "",
         in_float32=""

@@ -14,7 +14,7 @@ import torch
 
 from ptft_hf.errors import CheckpointError, RoundTripError
 from ptft_hf.forward import first_logits
-from ptft_hf.models import adapter_kind, plain_model
+from ptft_hf.models import adapter_kind, base_config, plain_model
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
@@ -207,7 +207,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, state_dict: Mapping[str
     options = {"save_embedding_layers": False} if kind == "peft" else {}
     model.save_pretrained(folder, state_dict=state_dict, **options)
     if kind is not None:
-        plain_model(model).config.save_pretrained(folder)
+        base_config(plain_model(model)).save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; ours is written at the end
     tokenizer.save_pretrained(folder)
 

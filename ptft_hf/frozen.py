@@ -324,14 +324,19 @@ def kept(trainer: Any) -> Iterator[int]:
         if worthwhile(trainer):
             with trainer.accelerator.autocast(), torch.random.fork_rng():
                 layers = frozen_layers(in_training(trainer), *probes(trainer))
-                size = 0 if layers is None else fill(layers, trainer)
+                if layers is not None:
+                    parts = parts_of(trainer)
+                    size = room_for(layers, parts, trainer.recipe.frozen_cache_gb * 1e9)
+                    fill(layers, trainer, parts[0])
+                    trainer.clock.before = time.perf_counter() - started  # evaluations are no part of it
+                    for part in parts[1:]:
+                        fill(layers, trainer, part)
     except NotExact as reason:
-        layers = None
+        layers, trainer.clock.before = None, 0.0
         report.say(f"- the frozen layers are computed anew in every epoch: {reason}")
     if layers is None:
         yield 0
         return
-    trainer.clock.before = time.perf_counter() - started
     report.say(
         f"- {layers.frozen} of {len(layers.layers)} layers are frozen, with all below: their activations are "
         f"computed once and kept ({size / 1e6:,.0f} MB)"
@@ -390,13 +395,13 @@ def parts_of(trainer: Any) -> list[Part]:
     return parts
 
 
-def fill(layers: FrozenLayers, trainer: Any) -> int:
-    """Compute and keep the activations of all rows; the bytes they take.
+def room_for(layers: FrozenLayers, parts: Sequence[Part], limit: float) -> int:
+    """Begin with nothing kept of these parts; the bytes that all will take.
 
     Raises:
-        NotExact: They would take more than is allowed.
+        NotExact: More than ``limit``.
     """
-    sample, limit, parts = layers.kept[True].values, trainer.recipe.frozen_cache_gb * 1e9, parts_of(trainer)
+    sample = layers.kept[True].values
     assert sample is not None
     tokens = [sum(part.rows["length"][:]) for part in parts]
     size = int(sum(tokens) * sample.shape[1] * sample.element_size())
@@ -406,13 +411,16 @@ def fill(layers: FrozenLayers, trainer: Any) -> int:
             "(adapter.frozen_cache_gb)"
         )
     layers.kept = {part.training: Rows(count) for part, count in zip(parts, tokens, strict=True)}
-    bar = report.bar(sum(len(part.batches) for part in parts), "Frozen layers", "batch", stays=False)
-    with layers.in_place(), bar:
-        for part in parts:
-            in_training(trainer, part.training)
-            for batch in part.batches:
-                inputs = trainer._prepare_inputs(trainer.data_collator(part.rows.select(batch).to_list()))
-                hidden = layers.compute(inputs)
-                layers.kept[part.training].put(keys_of(inputs), real_of(inputs).cpu(), hidden)
-                bar.update()
     return size
+
+
+def fill(layers: FrozenLayers, trainer: Any, part: Part) -> None:
+    """Compute and keep the activations of a part's rows."""
+    in_training(trainer, part.training)
+    bar = report.bar(len(part.batches), "Frozen layers", "batch", stays=False)
+    with layers.in_place(), bar:
+        for batch in part.batches:
+            inputs = trainer._prepare_inputs(trainer.data_collator(part.rows.select(batch).to_list()))
+            hidden = layers.compute(inputs)
+            layers.kept[part.training].put(keys_of(inputs), real_of(inputs).cpu(), hidden)
+            bar.update()

@@ -254,6 +254,8 @@ def load_weights(
             f"{reference}: not the base that this adapter was trained on (its weights' fingerprint is "
             f"{loaded.fingerprint[:23]}..., not {facts['fingerprint'][:23]}...); pass the right one as model"
         )
+    if facts.get("added_tokens"):
+        models.give_rows(loaded.model, **facts["added_tokens"])
     with models.reading(str(folder)):
         loaded_adapter = adapters.load(models.in_dtype(loaded.model, torch.float32), folder)
         return models.in_dtype(loaded_adapter, torch.float32)

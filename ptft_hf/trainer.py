@@ -24,7 +24,7 @@ from ptft_hf.adapters import Adapter
 from ptft_hf.adapters.states import STATE, load_state, save_state
 from ptft_hf.callbacks import Clock
 from ptft_hf.errors import RecipeError
-from ptft_hf.models import adapter_kind, depths, plain_model, trunk_of
+from ptft_hf.models import adapter_kind, depths, plain_model, trains_rows_alone, trunk_of
 from ptft_hf.resuming import RunningState, check_best
 from ptft_hf.sampling import EpochSampler
 from ptft_hf.tasks import Task
@@ -172,6 +172,11 @@ class Trainer(transformers.Trainer):
             else:
                 self.optimizer = self.method.optimizer(model, kind, options, self.args.weight_decay)
         return super().create_optimizer(model)
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Upstream's, without embeddings of which some rows alone are trained: decay would move the others."""
+        some = {name for name, p in model.named_parameters() if trains_rows_alone(p)}
+        return [name for name in super().get_decay_parameter_names(model) if name not in some]
 
     def parameter_groups(self, model: Any, rate: float) -> list[dict[str, Any]]:
         """Rate of depth ``d`` of ``L`` layers: ``rate * decay ** (L + 1 - d)`` (Howard & Ruder 2018; ELECTRA);
