@@ -66,9 +66,11 @@ def _loggable(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 class Clock(transformers.TrainerCallback):
-    """Seconds from the first step's begin to the last step's end, without what happened aside."""
+    """Seconds from the first step's begin to the last step's end, without what happened aside, and with what was
+    computed ``before`` in the steps' stead."""
 
     def __init__(self) -> None:
+        self.before = 0.0
         self.first = self.last = self.aside = self.aside_at_last = 0.0
         self.steps = 0
 
@@ -81,7 +83,7 @@ class Clock(transformers.TrainerCallback):
         self.steps += 1
 
     def seconds(self) -> float:
-        return self.last - self.first - self.aside_at_last
+        return self.before + self.last - self.first - self.aside_at_last
 
 
 class GradualUnfreezing(transformers.TrainerCallback):

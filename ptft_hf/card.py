@@ -52,6 +52,25 @@ folder = {folder!r}  # where this card is
 model = {auto}.from_pretrained(folder, {calls}).eval()
 """
 
+ONNX_CARD = """# {title} (ONNX)
+
+{what} Converted by `torch.onnx.export`; inputs and logits in float32, for any number of rows and tokens. On
+{examples:,} examples its logits differ from the run's by at most {difference:.2g}{metric}.
+
+```python
+import onnxruntime
+from transformers import AutoTokenizer
+
+folder = {folder!r}  # where this card is
+tokenizer = AutoTokenizer.from_pretrained(folder)
+session = onnxruntime.InferenceSession(f"{{folder}}/model.onnx")
+inputs = tokenizer({example!r}, padding=True, truncation=True, max_length={max_length}, return_tensors="np")
+(logits,) = session.run(None, {{value.name: inputs[value.name] for value in session.get_inputs()}})
+```
+
+`config.json` holds the labels (`id2label`), `export.json` what was compared and how it was trained.
+"""
+
 PEFT_CODE = """import torch
 from peft import PeftModel
 from transformers import {auto}, AutoConfig, AutoTokenizer{also}
@@ -59,7 +78,10 @@ from transformers import {auto}, AutoConfig, AutoTokenizer{also}
 folder = {folder!r}  # where this card is
 config = AutoConfig.from_pretrained(folder)  # labels and padding token stand beside the adapter
 base = {auto}.from_pretrained({base!r}, config=config, {calls}){in_float32}
-{learning}{generating}model = PeftModel.from_pretrained(base, folder).eval()
+{grown}{learning}{generating}model = PeftModel.from_pretrained(base, folder).eval()
+"""
+
+GROWN = """base.resize_token_embeddings({rows}, mean_resizing=False)  # the adapter holds the added tokens' rows
 """
 
 ONE_LAYOUT = """for module in base.modules():  # else bitsandbytes repacks weights on some CPUs and rounds more
@@ -114,6 +136,22 @@ def model_card(run: Mapping[str, Any], kind: str | None, repository: str | None 
         and_base=" and the base" if kind else "",
         load=(LOAD_FROM_HUB if repository else LOAD).format(folder=folder),
         example=json.dumps(usage.inputs[0], ensure_ascii=False),
+    )
+
+
+def onnx_card(run: Mapping[str, Any], folder: str, compared: Mapping[str, Any]) -> str:
+    """README.md of an exported ONNX model."""
+    metric, example = compared["metric"], usage_of(run).inputs[0]
+    texts = [example] if isinstance(example, str) else [[value] for value in example.values()]
+    return ONNX_CARD.format(
+        title=f"{_short(run['model'])}, {run['task']['name'].removesuffix('.yaml')}",
+        what=_what(run),
+        examples=compared["examples"],
+        difference=compared["max_logit_difference"],
+        metric=f"; {metric['name']} is {metric['exported']:.4f}, and was {metric['run']:.4f}" if metric else "",
+        folder=folder,
+        example=texts if isinstance(example, str) else Verbatim(", ".join(map(repr, texts))),
+        max_length=run["model"]["max_length"],
     )
 
 
@@ -200,6 +238,7 @@ def _code(facts: Mapping[str, Any], folder: str, is_peft: bool) -> str:
         folder=folder,
         base=facts["source"],
         calls=calls,
+        grown=GROWN.format(**facts["added_tokens"]) if facts.get("added_tokens") else "",
         also=", BitsAndBytesConfig" if quantization else "",
         generating=GENERATING if facts["auto_class"] in ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM") else "",
         learning=ONE_LAYOUT if quantization and quantization.get("load_in_4bit") else "",

@@ -14,7 +14,7 @@ import torch
 
 from ptft_hf.errors import CheckpointError, RoundTripError
 from ptft_hf.forward import logits_of_heads
-from ptft_hf.models import adapter_kind, plain_model
+from ptft_hf.models import adapter_kind, base_config, plain_model
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
@@ -208,7 +208,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, state_dict: Mapping[str
     model.save_pretrained(folder, state_dict=state_dict, **options)
     if kind is not None:
         base = plain_model(model)
-        base.config.save_pretrained(folder)
+        base_config(base).save_pretrained(folder)
         if base.can_generate():
             base.generation_config.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's template; ours is written at the end

@@ -26,6 +26,12 @@ Folder = Annotated[Path, typer.Argument(help="Output folder of a finished run.",
 Base = Annotated[
     str | None, typer.Option("--model", help="Where an adapter's base model is now, if it has moved.")
 ]
+OfQuantized = Annotated[
+    str,
+    typer.Option(
+        "--base", help="Of an adapter on a quantized base: full_precision, or dequantized (the rounded values)."
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -216,16 +222,38 @@ def merge(
     folder: Folder,
     output: Annotated[Path, typer.Option(help="A new folder for the merged model.")],
     model: Base = None,
+    base: OfQuantized = "full_precision",
 ) -> None:
     """Add an adapter into its base, compare the two, and write a plain transformers model."""
     from ptft_hf import inference, report
 
-    merged, comparison = inference.merge(folder, output, model=model)
+    merged, comparison = inference.merge(folder, output, model=model, base=base)
     report.say(
         f"merged against adapter on {comparison['examples']} examples: logits differ by at most "
         f"{comparison['max_logit_difference']:.3g}, {comparison['label_changes']} labels change"
     )
     report.say(f"written to {merged.path}")
+
+
+@app.command()
+def export(
+    folder: Folder,
+    output: Annotated[Path, typer.Option(help="A new folder for the exported model.")],
+    to: Annotated[str, typer.Option("--to", help="safetensors or onnx.")] = "safetensors",
+    model: Base = None,
+    base: OfQuantized = "full_precision",
+) -> None:
+    """Write a run as one plain model, after comparing its logits and its metric with the run's."""
+    from ptft_hf import exporting, report
+
+    found = exporting.export(folder, output, to=to, model=model, base=base)
+    report.say(f"exported against run: logits differ by at most {found['max_logit_difference']:.3g}")
+    if metric := found["metric"]:
+        report.say(
+            f"on {found['examples']:,} validation examples: {metric['name']} {metric['exported']:.4f}, and "
+            f"{metric['run']:.4f} of the run: a gap of {abs(metric['exported'] - metric['run']):.3g}"
+        )
+    report.say(f"written to {output}")
 
 
 @app.command()

@@ -30,6 +30,12 @@ def logits_of_heads(outputs: Any) -> tuple[torch.Tensor, ...]:
     return tuple(value for name, value in outputs.items() if name.endswith("_logits"))
 
 
+def longest_first(encoded: Any, batch_size: int) -> list[np.ndarray]:
+    """The rows' numbers of each batch: rows of like length, and memory runs out at once or never."""
+    order = np.argsort(-np.array(encoded["length"][:]), kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 def passes(
     model: Any, encoded: Any, collate: Callable[..., Any], batch_size: int, progress: bool = False
 ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], Any]]:
@@ -37,12 +43,10 @@ def passes(
     rows come first. The model is not given the labels."""
     model.eval()
     device = next(model.parameters()).device
-    order = np.argsort(-np.array(encoded["length"][:]), kind="stable")
-    starts = range(0, len(order), batch_size)
-    bar = report.bar(len(starts), "Predicting", "batch", stays=False, show=progress)
+    ordered = longest_first(encoded, batch_size)
+    bar = report.bar(len(ordered), "Predicting", "batch", stays=False, show=progress)
     with torch.inference_mode(), bar:
-        for start in starts:
-            rows = order[start : start + batch_size]
+        for rows in ordered:
             batch = collate(encoded.select(rows).to_list())
             yield rows, batch, model(**{k: v.to(device) for k, v in batch.items() if k != "labels"})
             bar.update()

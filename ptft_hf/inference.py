@@ -125,7 +125,9 @@ class TrainedModel:
 
         Raises:
             CheckpointError: This is no adapter, or the method cannot be merged.
+            ModelError: ``base`` is neither.
         """
+        check_base(base)
         if models.adapter_kind(self.model) is None:
             raise CheckpointError(f"{self.path}: this is no adapter but a whole model already")
         import copy
@@ -150,8 +152,7 @@ class TrainedModel:
         Raises:
             ModelError: ``base`` is neither ``full_precision`` nor ``dequantized``.
         """
-        if base not in ("full_precision", "dequantized"):
-            raise ModelError(f"base: {base!r} is neither full_precision nor dequantized")
+        check_base(base)
         run = {**self.run, "model": {**self.run["model"], "quantization": None}}
         model = load_weights(self.path, run, None, self.task, verify=False)
         if base == "dequantized":
@@ -254,6 +255,8 @@ def load_weights(
             f"{reference}: not the base that this adapter was trained on (its weights' fingerprint is "
             f"{loaded.fingerprint[:23]}..., not {facts['fingerprint'][:23]}...); pass the right one as model"
         )
+    if facts.get("added_tokens"):
+        models.give_rows(loaded.model, **facts["added_tokens"])
     with models.reading(str(folder)):
         loaded_adapter = adapters.load(models.in_dtype(loaded.model, torch.float32), folder)
         return models.in_dtype(loaded_adapter, torch.float32)
@@ -265,6 +268,11 @@ def relocated(facts: Mapping[str, Any], base: str) -> dict[str, Any]:
     options = {name: value for name, value in facts["options"].items() if name != "revision"}
     options |= {"revision": revision} if revision else {}
     return {**facts, "reference": base, "source": source, "options": options}
+
+
+def check_base(base: str) -> None:
+    if base not in ("full_precision", "dequantized"):
+        raise ModelError(f"base: {base!r} is neither full_precision nor dequantized")
 
 
 def options_of_whole(facts: Mapping[str, Any]) -> dict[str, Any]:

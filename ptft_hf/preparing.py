@@ -112,6 +112,9 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
     loaded, tokenizer, found = begin_from(plan, task, splits, options)
     notes += [note for note in (*found, models.ensure_padding(loaded.model, tokenizer)) if note]
     models.read_marks_as_text(loaded.model, tokenizer)
+    added = models.add_tokens(loaded.model, tokenizer, recipe.add_tokens)
+    if added:
+        notes.append(f"{len(added['ids'])} tokens added; their embeddings begin at the mean of all others")
     max_length = models.longest_input(
         loaded.model, tokenizer, recipe.model.get("max_length"), adapters.virtual_tokens(plan.adapter)
     )
@@ -128,6 +131,7 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
             **{k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in options.items()},
         },
         "quantization": plan.adapter.quantization,
+        "added_tokens": added,
         "fingerprint": loaded.fingerprint,
         "new_parameters": sorted(loaded.new),
         "head": list(loaded.head),

@@ -169,6 +169,7 @@ def make_record(
             "best_step": state.best_global_step or state.global_step,
             "steps": state.global_step,
             "peak_memory_mb": peak,
+            "layers_computed_once": trainer.layers_computed_once,
         },
         "metrics": dict(metrics),
         "report": dict(details),

@@ -19,12 +19,12 @@ import transformers
 from torch import nn
 from transformers.trainer_utils import EvalLoopOutput
 
-from ptft_hf import checkpoints, forward
+from ptft_hf import checkpoints, forward, frozen
 from ptft_hf.adapters import Adapter
 from ptft_hf.adapters.states import STATE, load_state, save_state
 from ptft_hf.callbacks import Clock
 from ptft_hf.errors import RecipeError
-from ptft_hf.models import adapter_kind, depths, plain_model, trunk_of
+from ptft_hf.models import adapter_kind, depths, plain_model, trains_rows_alone, trunk_of
 from ptft_hf.resuming import RunningState, check_best
 from ptft_hf.sampling import EpochSampler
 from ptft_hf.tasks import Task
@@ -66,6 +66,7 @@ class Trainer(transformers.Trainer):
                 compute_loss_func=self._loss,
                 **arguments,
             )
+        self.layers_computed_once = 0
         self.running = RunningState(self)
         for callback in (self.clock, self.running):
             self.add_callback(callback)
@@ -77,7 +78,9 @@ class Trainer(transformers.Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Upstream's, with what the method wants to hold meanwhile."""
-        with self.method.while_training(self.model, autocast=self.args.bf16 or self.args.fp16):
+        autocast = self.args.bf16 or self.args.fp16
+        with self.method.while_training(self.model, autocast=autocast), frozen.kept(self) as layers:
+            self.layers_computed_once = layers
             return super().train(*args, **kwargs)
 
     # ---- loss ----
@@ -117,10 +120,14 @@ class Trainer(transformers.Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if model.training:
-            for module in self.quiet:
-                # Gradient checkpointing happens in training mode alone.
-                module.training = bool(getattr(module, "gradient_checkpointing", False))
+            self.quieten()
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def quieten(self) -> None:
+        """Take the frozen part of the trunk out of training mode, and with it its dropout."""
+        for module in self.quiet:
+            # Gradient checkpointing happens in training mode alone.
+            module.training = bool(getattr(module, "gradient_checkpointing", False))
 
     def evaluation_loop(
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
@@ -167,6 +174,11 @@ class Trainer(transformers.Trainer):
             else:
                 self.optimizer = self.method.optimizer(model, kind, options, self.args.weight_decay)
         return super().create_optimizer(model)
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Upstream's, without embeddings of which some rows alone are trained: decay would move the others."""
+        some = {name for name, p in model.named_parameters() if trains_rows_alone(p)}
+        return [name for name in super().get_decay_parameter_names(model) if name not in some]
 
     def parameter_groups(self, model: Any, rate: float) -> list[dict[str, Any]]:
         """Rate of depth ``d`` of ``L`` layers: ``rate * decay ** (L + 1 - d)`` (Howard & Ruder 2018; ELECTRA);

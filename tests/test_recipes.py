@@ -181,7 +181,7 @@ def test_all_faults_of_both_files_and_of_set_arrive_together() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("zzz: 1", "zzz: unknown key 'zzz'; known: calibrate, class_weights, columns, data, description, "
+        ("zzz: 1", "zzz: unknown key 'zzz'; known: add_tokens, calibrate, class_weights, columns, data, description, "
          "early_stopping_patience, family, focal_gamma, include, leakage, loss, model, oversample, "
          "problem_type, training, "
          "tune_thresholds"),

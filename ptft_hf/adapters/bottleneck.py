@@ -18,7 +18,7 @@ from ptft_hf.adapters import Adapter
 from ptft_hf.adapters.bottleneck_layers import BottleneckLayer, HookedAdapters
 from ptft_hf.adapters.hook_points import hook_points
 from ptft_hf.errors import AdapterError, CheckpointError, did_you_mean
-from ptft_hf.models import to_float32
+from ptft_hf.models import added_rows, to_float32
 from ptft_hf.recipes import BottleneckConfig, BottleneckRecipe, saved_adapter_kind
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -46,6 +46,11 @@ class Bottleneck(Adapter):
         Raises:
             AdapterError: The architecture is unknown or lacks a place, or the earlier adapter does not fit.
         """
+        if added_rows(model):
+            raise AdapterError(
+                f"{self.recipe.name}: cannot keep the embeddings of added tokens (add_tokens); use a LoRA, "
+                "partial or full recipe"
+            )
         kind = saved_adapter_kind(self.earlier)
         try:
             wrapped = BottleneckModel(model, head)

@@ -54,6 +54,12 @@ def check_earlier(earlier: Any, recipe: AdapterRecipe, config: Any, facts: Mappi
             f"{earlier}: was trained on another base ({base['reference']}, in {base['dtype']}): the weights "
             "of this one have another fingerprint"
         )
+    tokens = [(one.get("added_tokens") or {}).get("tokens", []) for one in (base, facts)]
+    if tokens[0] != tokens[1]:
+        problems.append(
+            f"{earlier}: was trained with the added tokens {tokens[0]}, and the task has {tokens[1]} (add_tokens); "
+            "the adapter holds their embeddings, so give the same"
+        )
     if problems:
         raise AdapterError(*problems)
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from ptft_hf.adapters import Adapter
 from ptft_hf.errors import AdapterError
-from ptft_hf.models import depths, to_float32
+from ptft_hf.models import depths, to_float32, train_rows
 from ptft_hf.recipes import PartialRecipe
 
 
 class Partial(Adapter):
     """The head is trained, and beside it ``top_layers``, all ``bias`` terms (BitFit, Ben Zaken et al. 2022),
-    and whatever parameters the regular expressions in ``parameters`` match whole; what is trained is in float32."""
+    and whatever parameters the regular expressions in ``parameters`` match whole; and the embeddings of added tokens.
+    What is trained is in float32."""
 
     learning_rate = 1e-3
 
@@ -52,6 +53,7 @@ class Partial(Adapter):
                 or (recipe.bias and _is_bias(name))
                 or any(regex.fullmatch(name) for regex in patterns.values())
             )
+        train_rows(model)
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise AdapterError(
                 f"{recipe.name}: would train nothing, since all of {type(model).__name__} is pretrained: it has no "

@@ -16,7 +16,7 @@ from torch import nn
 from ptft_hf.adapters import Adapter
 from ptft_hf.adapters.peft_training import AdaLoraSchedule, ChangedBase, cut_ranks, drop_prompt_network
 from ptft_hf.errors import AdapterError
-from ptft_hf.models import plain_model, quiet, to_float32, trunk_of
+from ptft_hf.models import added_rows, plain_model, quiet, to_float32, trunk_of
 from ptft_hf.recipes import PeftRecipe, saved_adapter_kind
 
 # Of a bare PeftConfig, as in the catalogue's recipes: starting points, not tuned. What is missing takes LoRA's.
@@ -154,9 +154,29 @@ class Peft(Adapter):
             config.modules_to_save = sorted({*(config.modules_to_save or ()), *head})
         if hasattr(config, "target_modules"):
             config.target_modules = self._targets(config.target_modules, model, head, config.peft_type.value)
+        self._add_rows(config, model)
         if hasattr(config, "fan_in_fan_out") and _is_conv1d(model):
             config.fan_in_fan_out = True  # PEFT would do so, with a warning
         return config
+
+    def _add_rows(self, config: Any, model: Any) -> None:
+        """Let PEFT train and save the embeddings of added tokens, and no other rows.
+
+        Raises:
+            AdapterError: It cannot beside this method.
+        """
+        rows = added_rows(model)
+        if not rows:
+            return
+        if not hasattr(config, "trainable_token_indices"):
+            raise AdapterError(
+                f"{self.recipe.name}: {self.recipe.peft_type} cannot train the embeddings of added tokens "
+                "(add_tokens); use a LoRA, partial or full recipe"
+            )
+        if config.trainable_token_indices is None:
+            embeddings = model.get_input_embeddings()
+            name = next(name for name, module in model.named_modules() if module is embeddings)
+            config.trainable_token_indices = {name: list(rows)}
 
     def _overridden(self, given: Any) -> Any:
         """A copy of a ``PeftConfig``, with what ``adapter.*`` settings changed in the recipe made of it."""

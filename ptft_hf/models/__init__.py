@@ -2,7 +2,8 @@
 
 The rooms behind it, each importing only those before: ``reading`` (references, upstream's errors and noise),
 ``structure`` (trunk, head, layers), ``inputs`` (tokenizer, padding, length),
-``quantizing``, ``loading``, ``attention``, ``nothing`` (random weights, and a tokenizer of the corpus).
+``vocabulary`` (added tokens), ``quantizing``, ``loading``, ``attention``, ``nothing`` (random weights, and a tokenizer
+of the corpus).
 """
 
 from __future__ import annotations
@@ -35,19 +36,31 @@ from ptft_hf.models.structure import (
     to_float32,
     trunk_of,
 )
+from ptft_hf.models.vocabulary import (
+    add_tokens,
+    added_rows,
+    base_config,
+    give_rows,
+    train_rows,
+    trains_rows_alone,
+)
 
 __all__ = [
     "AttentionByLength",
     "DEFAULT_MAX_LENGTH",
     "LoadedModel",
     "adapter_kind",
+    "add_tokens",
+    "added_rows",
     "as_dtype",
+    "base_config",
     "config_of",
     "count_parameters",
     "depths",
     "dequantize_into",
     "ensure_padding",
     "fingerprint",
+    "give_rows",
     "head_config",
     "head_modules",
     "in_dtype",
@@ -67,5 +80,7 @@ __all__ = [
     "tokenizer_fingerprint",
     "tokenizer_of",
     "to_float32",
+    "train_rows",
+    "trains_rows_alone",
     "trunk_of",
 ]

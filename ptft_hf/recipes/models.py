@@ -130,6 +130,10 @@ class TaskRecipe(Recipe):
     model: dict[str, Any] = {}
     """Arguments of ``from_pretrained``, and ``max_length`` in tokens (longer texts are cut, and counted)."""
 
+    add_tokens: list[str] = []
+    """Tokens that the checkpoint's tokenizer does not know, found in texts as they are written here; their
+    embeddings are trained."""
+
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many evaluations without a better validation metric; None trains to the end."""
 
@@ -141,6 +145,7 @@ class TaskRecipe(Recipe):
                 yield ("data", *key), message
         yield from _repeated(values.get("columns"), "columns", "each needs a column of its own")
         yield from _model_faults(values.get("model"))
+        yield from _token_faults(values.get("add_tokens"))
 
 
 class SequenceClassificationRecipe(TaskRecipe):
@@ -221,6 +226,9 @@ class AdapterRecipe(Recipe):
     trunk_dropout: bool = False
     """Keep dropout in the frozen part of the trunk. Off: frozen weights cannot co-adapt, and drawing
     dropout's random numbers is a fifth of a CPU step."""
+    frozen_cache_gb: Annotated[float, Field(ge=0)] = 2.0
+    """Memory for the activations of layers below which nothing is trained, so that they are computed once and not
+    in every epoch; 0 computes them anew. They are used where that is exact, and need all of it or none."""
 
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -350,6 +358,14 @@ def _weight_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
     for label, weight in weights.items() if isinstance(weights, dict) else ():
         if isinstance(weight, int | float) and weight <= 0:
             yield ("class_weights", label), f"expected a number greater than 0, got {shown(weight)}"
+
+
+def _token_faults(tokens: object) -> Iterator[Fault]:
+    seen: list[object] = []
+    for index, token in enumerate(tokens if isinstance(tokens, list) else ()):
+        if isinstance(token, str) and (not token.strip() or token in seen):
+            yield ("add_tokens", index), f"{token!r} is {'named twice' if token.strip() else 'no token'}"
+        seen.append(token)
 
 
 def keys_of(recipe: type[BaseModel]) -> frozenset[str]:
