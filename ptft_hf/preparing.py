@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ptft_hf import adapters, checkpoints, data, models, recipes, report, settings, tasks
+from ptft_hf import adapters, checkpoints, data, inspecting, models, recipes, report, settings, tasks
 from ptft_hf.adapters import adapterhub
 from ptft_hf.adapters.earlier import check_earlier
-from ptft_hf.errors import DataError, ModelError, RecipeError, did_you_mean
+from ptft_hf.errors import DataError, RecipeError, did_you_mean
 from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.models import plain_model
 
@@ -101,12 +101,10 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
     loaded = models.load_model(
         plan.model, task.auto_class, config=task.config(), quantization=plan.adapter.quantization, **options
     )
-    tokenizer = models.load_tokenizer(plan.model, **options)
-    notes += [note for note in (models.ensure_padding(loaded.model, tokenizer),) if note]
-    models.read_marks_as_text(loaded.model, tokenizer)
-    max_length = models.longest_input(
-        loaded.model, tokenizer, recipe.model.get("max_length"), adapters.virtual_tokens(plan.adapter)
+    tokenizer, max_length, said = models.read_inputs(
+        plan.model, loaded.model, recipe.model, options, adapters.virtual_tokens(plan.adapter)
     )
+    notes += said
     method = adapters.build(plan.adapter, plan.config)
     source_id, revision = models.split_revision(recipes.locate(plan.model))
     facts = {
@@ -128,32 +126,18 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
     with models.quiet():
         attached = method.attach(loaded.model, loaded.head, task.peft_task_type)
 
-    encoded = {}
+    encoded, cuts = {}, {}
     for name in ("train", "validation", "test"):
-        encoded[name], cut = task.encode(getattr(splits, name), tokenizer, max_length)
-        if cut:
-            notes.append(
-                f"{name}: {cut:,} of {len(getattr(splits, name)):,} inputs are longer than {max_length} tokens "
-                f"and {task.long_inputs} (model.max_length)"
-            )
-    check_tokenizer(plan.model, encoded["train"], tokenizer)
+        rows_ = getattr(splits, name)
+        encoded[name], cuts[name] = task.encode(rows_, tokenizer, max_length)
+        if cuts[name]:
+            notes.append(models.too_long(name, cuts[name], len(rows_), max_length, task.long_inputs))
+    found = inspecting.check(
+        task, encoded["train"], loaded.model, tokenizer, cuts["train"], len(splits.train), plan.model
+    )
+    found.refuse()
+    notes += found.notes
     return Ready(task, splits, encoded, attached, tokenizer, loaded.head, facts, notes, method)
-
-
-def check_tokenizer(model: str, encoded: Any, tokenizer: Any) -> None:
-    """Without its files upstream builds some architectures a tokenizer that knows no words, and says nothing.
-
-    Raises:
-        ModelError: Every word of the first hundred training rows is unknown to the tokenizer.
-    """
-    unknown = tokenizer.unk_token_id
-    marks = set(tokenizer.all_special_ids) - {unknown}
-    ids = {i for row in encoded.select(range(min(100, len(encoded))))["input_ids"] for i in row} - marks
-    if ids == {unknown}:
-        raise ModelError(
-            f"{model}: its tokenizer knows no word of the training texts (all are {tokenizer.unk_token!r}); are "
-            "the tokenizer's files (tokenizer.json, vocab.txt, ...) there, and of this language?"
-        )
 
 
 def training_arguments(plan: Plan, ready: Ready, folder: Path, seed: int) -> Any:
@@ -246,10 +230,12 @@ def describe(plan: Plan, ready: Ready, arguments: Any, trainer: Any, attention: 
             f"{attention or f'{plain_model(ready.model).config._attn_implementation} attention'}",
         },
         dict(groups.most_common(12)),
-        examples(ready, 3),
     )
+    rows = inspecting.rows_of(ready.task, ready.splits.train, ready.encoded["train"], ready.tokenizer, EXAMPLES)
+    inspecting.show(report.messages, rows, limit=160, title="the first training rows as the model reads them")
 
 
+EXAMPLES = 3
 PEFT_PARTS = ("default", "modules_to_save", "original_module")
 
 
@@ -258,9 +244,3 @@ def module_kind(name: str) -> str:
     parts = name.removeprefix("base_model.model.").split(".")[:-1]
     kept = [p for p in parts if not (p.isdigit() or p in PEFT_PARTS or p.startswith("lora_"))]
     return ".".join(kept[-3:])
-
-
-def examples(ready: Ready, count: int) -> list[str]:
-    """The first training rows as the model sees them: what is learnt <- decoded tokens."""
-    rows = ready.encoded["train"].select(range(min(count, len(ready.encoded["train"]))))
-    return [ready.task.example(row, ready.tokenizer) for row in rows]

@@ -124,7 +124,7 @@ LAYERS = [
     {"settings", "forward"},
     {"adapters", "tasks"},
     {"checkpoints", "card"},
-    {"inference"},
+    {"inference", "inspecting"},
     {"preparing"},
     {"sampling"},
     {"resuming", "callbacks"},

@@ -2,7 +2,7 @@
 
 The rooms behind it, each importing only those before: ``reading`` (references, upstream's errors and noise),
 ``structure`` (trunk, head, layers), ``inputs`` (tokenizer, padding, length),
-``quantizing``, ``loading``, ``attention``.
+``quantizing``, ``loading``, ``attention``, ``skeleton`` (an architecture without its weights).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from ptft_hf.models.inputs import (
     ensure_padding,
     load_tokenizer,
     longest_input,
+    read_inputs,
     read_marks_as_text,
+    too_long,
 )
 from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_model
 from ptft_hf.models.quantizing import dequantize_into, in_dtype, quantized_layers
@@ -49,10 +51,12 @@ __all__ = [
     "plain_model",
     "quantized_layers",
     "quiet",
+    "read_inputs",
     "read_marks_as_text",
     "reading",
     "split_revision",
     "stacks_of",
     "to_float32",
+    "too_long",
     "trunk_of",
 ]

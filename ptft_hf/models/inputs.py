@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -27,6 +28,29 @@ def load_tokenizer(reference: str, **options: Any) -> Any:
         options = {"revision": revision, **options}
     with reading(reference):
         return transformers.AutoTokenizer.from_pretrained(source, **config_options(options))
+
+
+def read_inputs(
+    reference: str, model: Any, wanted: Mapping[str, Any], options: Mapping[str, Any], prompt: int = 0
+) -> tuple[Any, int, list[str]]:
+    """The tokenizer, made to fit the model; the tokens after which an input is cut; and what is to be said aloud.
+
+    Args:
+        reference: The checkpoint.
+        model: With or without weights (on the meta device).
+        wanted: The recipe's ``model:``, with or without ``max_length``.
+        options: What of it is for ``from_pretrained``.
+        prompt: Positions that the adapter's own prompt takes.
+    """
+    tokenizer = load_tokenizer(reference, **options)
+    note = ensure_padding(model, tokenizer)
+    read_marks_as_text(model, tokenizer)
+    return tokenizer, longest_input(model, tokenizer, wanted.get("max_length"), prompt), [note] if note else []
+
+
+def too_long(split: str, cut: int, rows: int, max_length: int, what: str) -> str:
+    """A sentence about inputs beyond ``max_length``, and what befalls them."""
+    return f"{split}: {cut:,} of {rows:,} inputs are longer than {max_length} tokens and {what} (model.max_length)"
 
 
 def ensure_padding(model: Any, tokenizer: Any) -> str | None:

@@ -129,7 +129,9 @@ class TaskRecipe(Recipe):
     """What to do about rows that stand in two splits. ``warn``, since dropping changes a published split."""
     model: dict[str, Any] = {}
     """Arguments of ``from_pretrained``, and ``max_length`` in tokens (longer texts are cut, and counted)."""
-
+    max_truncated: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Refuse a run in which a larger share of the training inputs loses its end; 1 only counts them, since cutting
+    long texts is usual."""
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many evaluations without a better validation metric; None trains to the end."""
 

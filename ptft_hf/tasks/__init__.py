@@ -37,7 +37,8 @@ class Task(Protocol):
     ``N`` is a number of encoded rows, ``C`` of labels. *Outputs* are what the model says, *targets* what it is
     compared with; of what kind they are is the family's own affair. Outputs are a sequence with one element
     for each encoded row, in their order (``[N, C]`` logits of classifiers), so that each of several processes
-    may take its share of the rows.
+    may take its share of the rows. What a family may say beside this to the label inspector stands in
+    :class:`ptft_hf.tasks.marks.Inspected`.
     """
 
     recipe: TaskRecipe
@@ -68,9 +69,6 @@ class Task(Protocol):
 
     def encode(self, rows: Any, tokenizer: Any, max_length: int) -> tuple[Any, int]:
         """Token ids, labels and ``length`` of every row; and how many rows are longer than ``max_length``."""
-
-    def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
-        """An encoded row for a person: what is learnt, and the decoded tokens."""
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Makes a padded batch of encoded rows."""

@@ -19,6 +19,7 @@ from ptft_hf.recipes import SequenceClassificationRecipe
 from ptft_hf.tasks import Usage, losses
 from ptft_hf.tasks.inputs import text_row
 from ptft_hf.tasks.labels import MULTI, REGRESSION, SINGLE, flat, infer, label_order, wrong_kind
+from ptft_hf.tasks.marks import Segment, pieces
 
 MANY_ROWS = 20_000
 """Tokenizing fewer takes seconds, and a bar for it is noise."""
@@ -202,14 +203,15 @@ class SequenceClassification:
             hot[index[str(label)]] = 1.0
         return hot
 
-    def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
+    def segments(self, row: Mapping[str, Any], tokenizer: Any) -> list[Segment]:
+        """The label, and the text that it is learnt from."""
         value = row["labels"]
         if self.problem_type == SINGLE:
             value = self.labels[value]
         elif self.problem_type == MULTI:
-            value = [name for name, hot in zip(self.labels, value, strict=True) if hot]
-        text = " ".join(tokenizer.decode(row["input_ids"]).split())
-        return f"{value!r} <- {text[:160]}{' ...' if len(text) > 160 else ''}"
+            value = ", ".join(name for name, hot in zip(self.labels, value, strict=True) if hot) or "none"
+        read = pieces(tokenizer, row["input_ids"], [("input", "")] * len(row["input_ids"]))
+        return [Segment(str(value), "trained"), Segment(" <- "), *read]
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Pads each batch to its own longest row."""
