@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ptft_hf.tasks.marks import Segment
+from ptft_hf.tasks.tags import OUTSIDE
 
 STYLES = {"input": "", "trained": "bold green", "special": "cyan", "cut": "dim"}
 
@@ -86,8 +87,9 @@ def atoms(segments: Sequence[Segment], colours: bool) -> Iterator[Atom]:
         if words and mark == "trained" and not label and not colours:
             words[0] = f"[[{words[0]}"
             words[-1] += "]]"
+        style = "green" if label == OUTSIDE else STYLES[mark]
         for i, word in enumerate(words):
-            yield Atom(word, STYLES[mark] if colours else "", label if i == 0 else "", spaced or begins or i > 0)
+            yield Atom(word, style if colours else "", label if i == 0 else "", spaced or begins or i > 0)
         spaced = ends or ((spaced or begins) and not words)
 
 
