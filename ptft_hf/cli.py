@@ -96,12 +96,12 @@ def keep_freed_memory() -> None:
 def predict(
     folder: Folder,
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Texts.", show_default=False)
+        list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Texts, or paths of images.", show_default=False)
     ] = None,
     input_: Annotated[
         Path | None,
         typer.Option(
-            "--input", help="JSON lines, strings or objects with `text` (or `tokens`); `-` is stdin."
+            "--input", help="JSON lines, strings or objects with `text` (`tokens`, `image`); `-` is stdin."
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="JSON lines; stdout by default.")] = None,

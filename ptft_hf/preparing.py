@@ -102,7 +102,7 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
         plan.model, task.auto_class, config=task.config(), quantization=plan.adapter.quantization, **options
     )
     tokenizer, max_length, said = models.read_inputs(
-        plan.model, loaded.model, recipe.model, options, adapters.virtual_tokens(plan.adapter)
+        plan.model, loaded.model, recipe.model, options, adapters.virtual_tokens(plan.adapter), task.reads
     )
     notes += said
     method = adapters.build(plan.adapter, plan.config)
@@ -213,7 +213,7 @@ def describe(plan: Plan, ready: Ready, arguments: Any, trainer: Any, attention: 
         if parameter.requires_grad:
             groups[module_kind(name)] += parameter.numel()
     batch = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
-    longest = max(ready.encoded["train"]["length"][:])
+    rows, longest = len(ready.encoded["train"]), max(ready.encoded["train"]["length"][:])
     steps = len(trainer.get_train_dataloader()) // arguments.gradient_accumulation_steps
     precision = (
         "bf16 autocast" if arguments.bf16 else "fp16 autocast" if arguments.fp16 else ready.facts["dtype"]
@@ -224,15 +224,17 @@ def describe(plan: Plan, ready: Ready, arguments: Any, trainer: Any, attention: 
             "model": f"{plan.model} ({type(plain_model(ready.model)).__name__})",
             "method": f"{plan.adapter.name}: {trainable:,} of {total:,} parameters ({trainable / total:.2%})",
             "rows": ", ".join(f"{name} {len(rows):,}" for name, rows in ready.encoded.items()),
-            "batch": f"{batch} rows, the longest {min(batch, len(ready.encoded['train']))} x {longest} tokens",
+            "batch": f"{batch} rows, the longest {min(batch, rows)} x {longest} {ready.task.unit}",
             "steps": f"{steps * arguments.num_train_epochs:.0f} in {arguments.num_train_epochs:g} epochs, "
             f"learning rate {arguments.learning_rate:g}, {precision}, "
             f"{attention or f'{plain_model(ready.model).config._attn_implementation} attention'}",
         },
         dict(groups.most_common(12)),
     )
-    rows = inspecting.rows_of(ready.task, ready.splits.train, ready.encoded["train"], ready.tokenizer, EXAMPLES)
-    inspecting.show(report.messages, rows, limit=160, title="the first training rows as the model reads them")
+    shown = inspecting.rows_of(
+        ready.task, ready.splits.train, ready.encoded["train"], ready.tokenizer, EXAMPLES
+    )
+    inspecting.show(report.messages, shown, limit=160, title="the first training rows as the model reads them")
 
 
 EXAMPLES = 3

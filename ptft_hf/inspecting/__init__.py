@@ -64,7 +64,7 @@ def inspect(
     notes = [*splits.notes, *family.look_at(splits)]
     options = {name: value for name, value in recipe.model.items() if name != "max_length"}
     bare = skeleton(model, family.auto_class, family.config(), **options)
-    tokenizer, max_length, said = models.read_inputs(model, bare, recipe.model, options)
+    tokenizer, max_length, said = models.read_inputs(model, bare, recipe.model, options, reads=family.reads)
     encoded, cut = family.encode(splits.train, tokenizer, max_length)
     found = check(family, encoded, bare, tokenizer, cut, len(splits.train), model)
     raw = getattr(splits, split)
@@ -73,7 +73,7 @@ def inspect(
     if cut:
         notes.append(models.too_long(split, cut, len(raw), max_length, family.long_inputs))
     return Inspection(
-        f"{split}, {len(raw):,} rows, {len(encoded):,} inputs of up to {max(encoded['length'][:])} tokens",
+        f"{split}, {len(raw):,} rows, {len(encoded):,} inputs of up to {max(encoded['length'][:]):,} {family.unit}",
         rows_of(family, raw, encoded, tokenizer, rows),
         Findings(found.data, found.model, [*notes, *said, *found.notes]),
     )

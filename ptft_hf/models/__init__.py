@@ -1,7 +1,7 @@
 """Checkpoints and tokenizers: loaded from the Hub or disk, and what they are made of.
 
 The rooms behind it, each importing only those before: ``reading`` (references, upstream's errors and noise),
-``structure`` (trunk, head, layers), ``inputs`` (tokenizer, padding, length),
+``structure`` (trunk, head, layers), ``images`` (image processors), ``inputs`` (tokenizer, padding, length),
 ``quantizing``, ``loading``, ``attention``, ``skeleton`` (an architecture without its weights).
 """
 
@@ -11,6 +11,7 @@ from ptft_hf.models.attention import AttentionByLength
 from ptft_hf.models.inputs import (
     DEFAULT_MAX_LENGTH,
     ensure_padding,
+    load_reader,
     load_tokenizer,
     longest_input,
     read_inputs,
@@ -46,6 +47,7 @@ __all__ = [
     "head_modules",
     "in_dtype",
     "load_model",
+    "load_reader",
     "load_tokenizer",
     "longest_input",
     "plain_model",

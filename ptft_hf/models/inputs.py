@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ptft_hf.errors import ModelError
+from ptft_hf.models.images import load_image_processor
 from ptft_hf.models.reading import config_options, reading, split_revision
 from ptft_hf.recipes import locate
 
@@ -30,10 +31,23 @@ def load_tokenizer(reference: str, **options: Any) -> Any:
         return transformers.AutoTokenizer.from_pretrained(source, **config_options(options))
 
 
+def load_reader(reads: str, reference: str, model: Any = None, **options: Any) -> Any:
+    """What reads a family's inputs: a tokenizer for ``text``, an image processor for ``images``."""
+    if reads == "images":
+        return load_image_processor(reference, model, **options)
+    return load_tokenizer(reference, **options)
+
+
 def read_inputs(
-    reference: str, model: Any, wanted: Mapping[str, Any], options: Mapping[str, Any], prompt: int = 0
+    reference: str,
+    model: Any,
+    wanted: Mapping[str, Any],
+    options: Mapping[str, Any],
+    prompt: int = 0,
+    reads: str = "text",
 ) -> tuple[Any, int, list[str]]:
-    """The tokenizer, made to fit the model; the tokens after which an input is cut; and what is to be said aloud.
+    """The tokenizer (or image processor), made to fit the model; the tokens after which an input is cut; and what is
+    to be said aloud.
 
     Args:
         reference: The checkpoint.
@@ -41,8 +55,11 @@ def read_inputs(
         wanted: The recipe's ``model:``, with or without ``max_length``.
         options: What of it is for ``from_pretrained``.
         prompt: Positions that the adapter's own prompt takes.
+        reads: ``text`` or ``images``, which are as long as the model reads them.
     """
-    tokenizer = load_tokenizer(reference, **options)
+    tokenizer = load_reader(reads, reference, model, **options)
+    if reads == "images":
+        return tokenizer, 1, []
     note = ensure_padding(model, tokenizer)
     read_marks_as_text(model, tokenizer)
     return tokenizer, longest_input(model, tokenizer, wanted.get("max_length"), prompt), [note] if note else []

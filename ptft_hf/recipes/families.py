@@ -6,6 +6,7 @@ from ptft_hf.recipes.bottleneck import BottleneckRecipe
 from ptft_hf.recipes.models import (
     AdapterRecipe,
     FullRecipe,
+    ImageClassificationRecipe,
     PartialRecipe,
     SequenceClassificationRecipe,
     TaskRecipe,
@@ -14,6 +15,7 @@ from ptft_hf.recipes.models import (
 
 TASK_FAMILIES: dict[str, type[TaskRecipe]] = {
     "sequence_classification": SequenceClassificationRecipe,
+    "image_classification": ImageClassificationRecipe,
     "token_classification": TokenClassificationRecipe,
 }
 ADAPTER_FAMILIES: dict[str, type[AdapterRecipe]] = {

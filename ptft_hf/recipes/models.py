@@ -145,8 +145,8 @@ class TaskRecipe(Recipe):
         yield from _model_faults(values.get("model"))
 
 
-class SequenceClassificationRecipe(TaskRecipe):
-    """One label, several labels or a number for a text or a pair of texts."""
+class ClassificationRecipe(TaskRecipe):
+    """What classifiers of texts and of images share."""
 
     problem_type: ProblemType | None = None
     """As in transformers' configs; None is inferred from the labels."""
@@ -166,9 +166,28 @@ class SequenceClassificationRecipe(TaskRecipe):
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
-        yield from _column_faults(values, ("text", "text_pair", "label"))
         yield from _weight_faults(values)
         yield from _contradictions(values)
+
+
+class SequenceClassificationRecipe(ClassificationRecipe):
+    """One label, several labels or a number for a text or a pair of texts."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        yield from super().faults(values)
+        yield from _column_faults(values, ("text", "text_pair", "label"))
+
+
+class ImageClassificationRecipe(ClassificationRecipe):
+    """One label, several labels or a number for an image."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        yield from super().faults(values)
+        yield from _column_faults(values, ("image", "label"))
+        if isinstance(values.get("model"), dict) and "max_length" in values["model"]:
+            yield ("model", "max_length"), "an image has no tokens; leave it out"
 
 
 class TokenClassificationRecipe(TaskRecipe):

@@ -15,6 +15,7 @@ from ptft_hf.errors import RecipeError
 from ptft_hf.recipes import TaskRecipe
 
 FAMILIES = {
+    "image_classification": "ptft_hf.tasks.image_classification:ImageClassification",
     "sequence_classification": "ptft_hf.tasks.sequence_classification:SequenceClassification",
     "token_classification": "ptft_hf.tasks.token_classification:TokenClassification",
 }
@@ -29,6 +30,10 @@ class Usage(NamedTuple):
     """Examples of what ``predict`` takes."""
     answers: str
     """What the model does, before its list of labels: "predicts a label among"."""
+    reader: str = "AutoTokenizer"
+    """The transformers auto class of what reads the inputs."""
+    samples: Sequence[Any] = ()
+    """Inputs that can be predicted anywhere, where ``inputs`` are files that nobody else has."""
 
 
 class Task(Protocol):
@@ -58,6 +63,10 @@ class Task(Protocol):
     """The validation metric by which a checkpoint is chosen, unless the recipe names another."""
     smooths_labels: bool
     """Whether :meth:`loss` heeds ``label_smoothing``; where it does not, the setting is refused."""
+    reads: str
+    """``text``, by a tokenizer, or ``images``, by an image processor in its place. May be left out."""
+    unit: str
+    """Of an input's ``length``, in words. May be left out: ``tokens``."""
     long_inputs: str
     """What befalls inputs longer than ``max_length``, in words: "were truncated"."""
 
@@ -147,6 +156,9 @@ def build(recipe: TaskRecipe) -> Task:
     except (ImportError, AttributeError) as error:
         raise RecipeError(f"{recipe.name}: family: {recipe.family!r} cannot be imported: {error}") from error
     task: Task = family(recipe)
+    for member, usual in (("reads", "text"), ("unit", "tokens")):
+        if not hasattr(task, member):
+            setattr(task, member, usual)
     return task
 
 
