@@ -46,7 +46,7 @@ OURS_ALONE = {
 """Why a kind of adapter has no lines of upstream's libraries."""
 
 FULL_CODE = """import torch
-from transformers import {auto}, AutoTokenizer
+from transformers import {auto}, {reader}
 
 folder = {folder!r}  # where this card is
 model = {auto}.from_pretrained(folder, {calls}).eval()
@@ -73,10 +73,10 @@ inputs = tokenizer({example!r}, padding=True, truncation=True, max_length={max_l
 
 PEFT_CODE = """import torch
 from peft import PeftModel
-from transformers import {auto}, AutoConfig, AutoTokenizer{also}
+from transformers import {auto}, AutoConfig, {reader}{also}
 
 folder = {folder!r}  # where this card is
-config = AutoConfig.from_pretrained(folder)  # labels and padding token stand beside the adapter
+config = AutoConfig.from_pretrained(folder)  # {beside} beside the adapter
 base = {auto}.from_pretrained({base!r}, config=config, {calls}){in_float32}
 {grown}{learning}{generating}model = PeftModel.from_pretrained(base, folder).eval()
 """
@@ -92,8 +92,10 @@ ONE_LAYOUT = """for module in base.modules():  # else bitsandbytes repacks weigh
 GENERATING = """base.generation_config = base.generation_config.from_pretrained(folder)  # beside the adapter, too
 """
 
-SHARED_CODE = """tokenizer = AutoTokenizer.from_pretrained(folder)
-"""
+READERS = {
+    "AutoTokenizer": "tokenizer = AutoTokenizer.from_pretrained(folder)\n",
+    "AutoImageProcessor": 'processor = AutoImageProcessor.from_pretrained(folder, backend="pil")\n',
+}
 
 WITH_WHOLE_MODELS = ("trust_remote_code", "attn_implementation")
 """Options of the base that a whole model, saved with all its weights, still needs."""
@@ -131,7 +133,7 @@ def model_card(run: Mapping[str, Any], kind: str | None, repository: str | None 
         if kind in OURS_ALONE
         else UPSTREAM.format(
             plain="`peft` and `transformers`" if kind else "`transformers`",
-            code=_code(facts, folder, bool(kind)) + usage.code,
+            code=_code(facts, folder, bool(kind), usage.reader) + usage.code,
         ),
         and_base=" and the base" if kind else "",
         load=(LOAD_FROM_HUB if repository else LOAD).format(folder=folder),
@@ -220,7 +222,7 @@ def _facts(run: Mapping[str, Any], usage: tasks.Usage) -> str:
     )
 
 
-def _code(facts: Mapping[str, Any], folder: str, is_peft: bool) -> str:
+def _code(facts: Mapping[str, Any], folder: str, is_peft: bool, reader: str) -> str:
     """Lines that give the same logits as :func:`ptft_hf.load`."""
     options = {name: value for name, value in facts["options"].items() if name != "dtype"}
     dtype = facts["dtype"] if is_peft else "float32"
@@ -235,6 +237,8 @@ def _code(facts: Mapping[str, Any], folder: str, is_peft: bool) -> str:
     calls = ", ".join([f"dtype=torch.{dtype}", *(f"{name}={value!r}" for name, value in options.items())])
     return (PEFT_CODE if is_peft else FULL_CODE).format(
         auto=facts["auto_class"],
+        reader=reader,
+        beside="labels and padding token stand" if reader == "AutoTokenizer" else "labels stand",
         folder=folder,
         base=facts["source"],
         calls=calls,
@@ -245,4 +249,4 @@ def _code(facts: Mapping[str, Any], folder: str, is_peft: bool) -> str:
         in_float32=""
         if dtype == "float32" or quantization
         else ".float()  # the head was trained in float32",
-    ) + SHARED_CODE
+    ) + READERS[reader]

@@ -105,13 +105,13 @@ def keep_freed_memory() -> None:
 def predict(
     folder: Folder,
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Texts.", show_default=False)
+        list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Texts, or paths of images.", show_default=False)
     ] = None,
     input_: Annotated[
         Path | None,
         typer.Option(
             "--input",
-            help="JSON lines, strings or objects with `text` (or `tokens`, `document`); `-` is stdin.",
+            help="JSON lines, strings or objects with `text` (`tokens`, `document`, `image`); `-` is stdin.",
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="JSON lines; stdout by default.")] = None,
@@ -192,6 +192,28 @@ def read_line(line: str, *, bare: bool) -> Any:
     if bare:
         return line
     raise ValueError(f"an object or a string was expected, not {line.strip()[:80]}")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Option(help="Hub id, name@revision, or folder of the checkpoint.")],
+    task: Annotated[str, typer.Option(help="Task recipe: a name from `ptft ls tasks`, or a YAML file.")],
+    rows: Annotated[int, typer.Option(min=1, help="How many are shown; the longest is the last.")] = 5,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    seed: Annotated[int, typer.Option(help="Of splits that are made.")] = 42,
+    set_: Set = None,
+) -> None:
+    """Show rows as the model reads them, with what is trained marked; refuse what a run would. Loads no weights."""
+    from ptft_hf import recipes
+
+    recipes.load_run(task, "full/default", set_ or [])
+    from ptft_hf import inspecting, report
+
+    seen = inspecting.inspect(model=model, task=task, split=split, rows=rows, seed=seed, settings=set_ or [])
+    for note in seen.findings.notes:
+        report.say(f"- {note}")
+    inspecting.show(report.results(), seen.rows, limit=600, title=seen.title)
+    seen.findings.refuse()
 
 
 @app.command()

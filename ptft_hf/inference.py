@@ -20,7 +20,7 @@ class TrainedModel:
     Attributes:
         model: A ``transformers`` model, a ``peft.PeftModel`` or our ``BottleneckModel``, in evaluation mode and
             float32.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer; of a model of images its image processor.
         task: The task family with labels and thresholds.
         run: The content of ``run.json``: recipes, settings, data, metrics.
         path: The folder it was loaded from.
@@ -35,7 +35,8 @@ class TrainedModel:
         """The model's answer to each text.
 
         Args:
-            texts: Strings, or mappings with the family's columns (such as ``text`` and ``text_pair``).
+            texts: Strings, or mappings with the family's columns (such as ``text`` and ``text_pair``); for images
+                their paths, ``PIL.Image`` objects or arrays.
             batch_size: Texts of like length that run together; results keep the order of ``texts``.
             progress: Show a bar.
 
@@ -218,7 +219,7 @@ def load(
     models.in_dtype(loaded, dtype)
     if torch.cuda.is_available():
         loaded.to("cuda")
-    tokenizer = models.load_tokenizer(str(folder), **options_of_whole(run["model"]))
+    tokenizer = models.load_reader(task.reads, str(folder), **options_of_whole(run["model"]))
     if model is not None:
         run["model"] = relocated(run["model"], model)
     return TrainedModel(loaded.eval(), tokenizer, task, run, folder)
@@ -367,5 +368,6 @@ def _validation_texts(trained: TrainedModel) -> list[Any]:
         rows = trained._rows(None, None, "validation")
     except DataError as error:
         report.say(f"- compared on two sample texts, without the run's own data: {error}")
-        return list(trained.task.usage(columns, trained.run["model"]["max_length"]).inputs)
+        usage = trained.task.usage(columns, trained.run["model"]["max_length"])
+        return list(usage.samples or usage.inputs)
     return [{name: row[name] for name in columns} for row in rows.select(range(min(len(rows), 256)))]

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ptft_hf import adapters, checkpoints, data, models, recipes, report, settings, tasks
+from ptft_hf import adapters, checkpoints, data, inspecting, models, recipes, report, settings, tasks
 from ptft_hf.adapters import adapterhub
 from ptft_hf.adapters.earlier import check_earlier
-from ptft_hf.errors import DataError, ModelError, RecipeError, did_you_mean
+from ptft_hf.errors import DataError, RecipeError, did_you_mean
 from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.models import plain_model
 
@@ -109,15 +109,14 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
 
     transformers.set_seed(seed)
     options = {name: value for name, value in recipe.model.items() if name != "max_length"}
-    loaded, tokenizer, found = begin_from(plan, task, splits, options)
-    notes += [note for note in (*found, models.ensure_padding(loaded.model, tokenizer)) if note]
-    models.read_marks_as_text(loaded.model, tokenizer)
+    loaded, tokenizer, begun = begin_from(plan, task, splits, options)
+    max_length, said = models.fit_inputs(
+        task.reads, tokenizer, loaded.model, recipe.model, adapters.virtual_tokens(plan.adapter)
+    )
+    notes += [*begun, *said]
     added = models.add_tokens(loaded.model, tokenizer, recipe.add_tokens)
     if added:
         notes.append(f"{len(added['ids'])} tokens added; their embeddings begin at the mean of all others")
-    max_length = models.longest_input(
-        loaded.model, tokenizer, recipe.model.get("max_length"), adapters.virtual_tokens(plan.adapter)
-    )
     method = adapters.build(plan.adapter, plan.config)
     source_id, revision = models.split_revision(recipes.locate(plan.model))
     facts = {
@@ -136,22 +135,24 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
         "new_parameters": sorted(loaded.new),
         "head": list(loaded.head),
     }
-    if recipes.from_nothing(plan.model):
+    if recipes.from_nothing(plan.model) and task.reads == "text":
         facts["tokenizer"] = models.tokenizer_fingerprint(tokenizer)
     check_earlier(plan.config, plan.adapter, loaded.model.config, facts)
     with models.quiet():
         attached = method.attach(loaded.model, loaded.head, task.peft_task_type)
     task.check_model(attached, tokenizer, max_length)
 
-    encoded = {}
+    encoded, cuts = {}, {}
     for name in ("train", "validation", "test"):
-        encoded[name], cut = task.encode(getattr(splits, name), tokenizer, max_length)
-        if cut:
-            notes.append(
-                f"{name}: {cut:,} of {len(getattr(splits, name)):,} inputs are longer than {max_length} tokens "
-                f"and {task.long_inputs} (model.max_length)"
-            )
-    check_tokenizer(plan.model, encoded["train"], tokenizer)
+        rows_ = getattr(splits, name)
+        encoded[name], cuts[name] = task.encode(rows_, tokenizer, max_length)
+        if cuts[name]:
+            notes.append(models.too_long(name, cuts[name], len(rows_), max_length, task.long_inputs))
+    found = inspecting.check(
+        task, encoded["train"], loaded.model, tokenizer, cuts["train"], len(splits.train), plan.model
+    )
+    found.refuse()
+    notes += found.notes
     return Ready(task, splits, encoded, attached, tokenizer, loaded.head, facts, notes, method)
 
 
@@ -161,7 +162,7 @@ def begin_from(
     """The model and its tokenizer, from a checkpoint or from nothing, and what is to be said of them."""
     if recipes.from_nothing(plan.model):
         return begin_from_nothing(plan, task, splits, options)
-    tokenizer = models.load_tokenizer(plan.model, **options)
+    tokenizer = models.load_reader(task.reads, plan.model, **options)
     task.look_at_checkpoint(models.load_config(plan.model, **options), tokenizer)
     loaded = models.load_model(
         plan.model, task.auto_class, config=task.config(), quantization=plan.adapter.quantization, **options
@@ -182,7 +183,7 @@ def begin_from_nothing(
         ModelError: They cannot be had.
     """
     recipe, problems = plan.task, list[str]()
-    if not isinstance(recipe, recipes.CorpusRecipe):
+    if task.reads == "text" and not isinstance(recipe, recipes.CorpusRecipe):
         problems.append(
             f"model: {plan.model}: random weights know nothing that {recipe.name} could build on; train "
             "them on a corpus (family masked_lm or causal_lm) first, and take the folder of that run"
@@ -192,9 +193,13 @@ def begin_from_nothing(
             f"adapter: {plan.adapter.name} changes a part of what a model has learnt, and {plan.model} has random "
             "weights: use full/default"
         )
-    if problems or not isinstance(recipe, recipes.CorpusRecipe):
+    if problems:
         raise RecipeError(*problems)
-    config = models.config_of(plan.model, options)
+    config = models.config_of(plan.model, {**options, **task.config()})
+    random = "the weights are random: nothing is pretrained"
+    if not isinstance(recipe, recipes.CorpusRecipe):
+        loaded = models.random_model(plan.model, task.auto_class, config, None, options)
+        return loaded, models.default_processor(config), [random]
     tokenizer, note = models.tokenizer_of(
         plan.model,
         recipe.tokenizer,
@@ -203,23 +208,7 @@ def begin_from_nothing(
         token_types=models.takes_token_types(task.auto_class, config),
     )
     loaded = models.random_model(plan.model, task.auto_class, config, tokenizer, options)
-    return loaded, tokenizer, ["the weights are random: nothing is pretrained", note]
-
-
-def check_tokenizer(model: str, encoded: Any, tokenizer: Any) -> None:
-    """Without its files upstream builds some architectures a tokenizer that knows no words, and says nothing.
-
-    Raises:
-        ModelError: Every word of the first hundred training rows is unknown to the tokenizer.
-    """
-    unknown = tokenizer.unk_token_id
-    marks = set(tokenizer.all_special_ids) - {unknown}
-    ids = {i for row in encoded.select(range(min(100, len(encoded))))["input_ids"] for i in row} - marks
-    if ids == {unknown}:
-        raise ModelError(
-            f"{model}: its tokenizer knows no word of the training texts (all are {tokenizer.unk_token!r}); are "
-            "the tokenizer's files (tokenizer.json, vocab.txt, ...) there, and of this language?"
-        )
+    return loaded, tokenizer, [random, note]
 
 
 def training_arguments(plan: Plan, ready: Ready, folder: Path, seed: int) -> Any:
@@ -295,7 +284,7 @@ def describe(plan: Plan, ready: Ready, arguments: Any, trainer: Any, attention: 
         if parameter.requires_grad:
             groups[module_kind(name)] += parameter.numel()
     batch = arguments.train_batch_size * arguments.world_size * arguments.gradient_accumulation_steps
-    longest = max(ready.encoded["train"]["length"][:])
+    rows, longest = len(ready.encoded["train"]), max(ready.encoded["train"]["length"][:])
     steps = len(trainer.get_train_dataloader()) // arguments.gradient_accumulation_steps
     precision = (
         "bf16 autocast" if arguments.bf16 else "fp16 autocast" if arguments.fp16 else ready.facts["dtype"]
@@ -306,16 +295,20 @@ def describe(plan: Plan, ready: Ready, arguments: Any, trainer: Any, attention: 
             "model": f"{plan.model} ({type(plain_model(ready.model)).__name__})",
             "method": f"{plan.adapter.name}: {trainable:,} of {total:,} parameters ({trainable / total:.2%})",
             "rows": ", ".join(f"{name} {len(rows):,}" for name, rows in ready.encoded.items()),
-            "batch": f"{batch} rows, the longest {min(batch, len(ready.encoded['train']))} x {longest} tokens",
+            "batch": f"{batch} rows, the longest {min(batch, rows)} x {longest} {ready.task.unit}",
             "steps": f"{steps * arguments.num_train_epochs:.0f} in {arguments.num_train_epochs:g} epochs, "
             f"learning rate {arguments.learning_rate:g}, {precision}, "
             f"{attention or f'{plain_model(ready.model).config._attn_implementation} attention'}",
         },
         dict(groups.most_common(12)),
-        examples(ready, 3),
     )
+    shown = inspecting.rows_of(
+        ready.task, ready.splits.train, ready.encoded["train"], ready.tokenizer, EXAMPLES
+    )
+    inspecting.show(report.messages, shown, limit=160, title="the first training rows as the model reads them")
 
 
+EXAMPLES = 3
 PEFT_PARTS = ("default", "modules_to_save", "original_module")
 
 
@@ -324,9 +317,3 @@ def module_kind(name: str) -> str:
     parts = name.removeprefix("base_model.model.").split(".")[:-1]
     kept = [p for p in parts if not (p.isdigit() or p in PEFT_PARTS or p.startswith("lora_"))]
     return ".".join(kept[-3:])
-
-
-def examples(ready: Ready, count: int) -> list[str]:
-    """The first training rows as the model sees them: what is learnt <- decoded tokens."""
-    rows = ready.encoded["train"].select(range(min(count, len(ready.encoded["train"]))))
-    return [ready.task.example(row, ready.tokenizer) for row in rows]

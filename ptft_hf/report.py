@@ -16,6 +16,11 @@ messages = Console(stderr=True, highlight=False, soft_wrap=True)
 """Notes and progress go to stderr, so that stdout holds nothing but results."""
 
 
+def results() -> Console:
+    """Where results go: stdout as it is now."""
+    return Console(highlight=False)
+
+
 def say(text: str, style: str = "") -> None:
     messages.print(escape(text), style=style or None)
 
@@ -40,25 +45,19 @@ def bar(total: int, doing: str, unit: str, *, done: int = 0, stays: bool = True,
     )
 
 
-def before_training(
-    notes: Sequence[str], sums: Mapping[str, str], groups: Mapping[str, int], examples: Sequence[str]
-) -> None:
-    """Sums of the run, trained parameters by module, and decoded examples with their labels."""
+def before_training(notes: Sequence[str], sums: Mapping[str, str], groups: Mapping[str, int]) -> None:
+    """Sums of the run, and trained parameters by module."""
     for note in notes:
         say(f"- {note}")
     lines = {**sums, "trained": ", ".join(f"{name} {count:,}" for name, count in groups.items())}
     width = max(map(len, lines))
     for name, value in lines.items():
         messages.print(f"[bold]{name:<{width}}[/bold]  {escape(value)}")
-    if examples:
-        say("the first training rows, label <- text as the model reads it:")
-    for example in examples:
-        say(f"  {example}", style="dim")
 
 
 def after_training(run: Mapping[str, Any]) -> None:
     """One table: validation and test metrics; a second for the classes, where there are any."""
-    console = Console(highlight=False)
+    console = results()
     console.print(f"\n{escape(run['task']['name'])} · {escape(run['adapter']['name'])}", soft_wrap=True)
     console.print(metric_table(run["metrics"]))
     classes = run["report"].get("test", {}).get("per_class", [])
@@ -103,7 +102,7 @@ def print_classes(console: Console, classes: Sequence[Mapping[str, Any]], split:
 
 def evaluation(result: Mapping[str, Any], split: str) -> None:
     """Metrics of one split, and a table of its classes."""
-    console = Console(highlight=False)
+    console = results()
     console.print(metric_table({split: {name: value for name, value in result.items() if name != "report"}}))
     if classes := result["report"].get("per_class"):
         print_classes(console, classes, split)

@@ -21,7 +21,7 @@ from tests.commands import Done, Ptft, answers, ptft  # noqa: F401
 from tests.conftest import rows, write_rows
 from tests.finished import Finished, full, lora  # noqa: F401
 
-VERBS = ("train", "predict", "evaluate", "merge", "compare", "push", "ls", "show", "validate")
+VERBS = ("train", "predict", "evaluate", "inspect", "merge", "compare", "push", "ls", "show", "validate")
 
 
 # ---- help and recipes ----
@@ -105,7 +105,7 @@ def test_train_says_what_it_does_on_stderr_and_the_result_on_stdout(
     assert done.code == 0, done.err
     assert "2 labels in 48 training rows: neg 24 (50%), pos 24 (50%)\n" in done.err
     assert "\nrows     train 48, validation 16, test 16\n" in done.err
-    assert "  'neg' <- <s> " in done.err
+    assert "  1  [[neg]] <- <s> " in done.err
     assert "Training: 100%" in done.err
     lines = done.out.splitlines()
     assert lines[1] == f"{task_file} · full/default"

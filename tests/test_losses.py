@@ -12,7 +12,8 @@ import torch.nn.functional as F
 import transformers
 
 from ptft_hf.errors import RecipeError
-from ptft_hf.tasks.sequence_classification import MULTI, REGRESSION, SINGLE, SequenceClassification
+from ptft_hf.tasks.labels import MULTI, REGRESSION, SINGLE
+from ptft_hf.tasks.sequence_classification import SequenceClassification
 from tests.conftest import rows
 from tests.runs import NO_DROPOUT, bert_without_dropout, build, logged, recipe, splits
 

@@ -124,7 +124,7 @@ LAYERS = [
     {"settings", "forward"},
     {"adapters", "tasks"},
     {"checkpoints", "card", "onnx_models"},
-    {"inference"},
+    {"inference", "inspecting"},
     {"preparing", "exporting"},
     {"sampling"},
     {"resuming", "callbacks", "frozen"},

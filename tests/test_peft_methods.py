@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
+from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file
 
 import ptft_hf
@@ -66,6 +67,27 @@ def logits(trained: Any) -> torch.Tensor:
 
 
 # ---- every recipe ----
+
+
+def test_casts_are_left_out_under_autocast_where_there_are_any(checkpoint: Checkpoint) -> None:
+    """PEFT's own context fails on VeRA's layers and on tuned norms, which know no such casts."""
+    for method, fails in (("lora/r8_attention", False), ("vera/r256", True), ("ln_tuning/default", True)):
+        recipe = load_adapter(method)
+        loaded = models.load_model(
+            str(checkpoint("bert")), "AutoModelForSequenceClassification", config={"num_labels": 2}
+        )
+        method_ = adapters.build(recipe)
+        wrapped = method_.attach(loaded.model, loaded.head, "SEQ_CLS")
+        if fails:
+            with pytest.raises(AttributeError), disable_input_dtype_casting(wrapped):
+                pass
+        switches = [m for m in wrapped.modules() if hasattr(m, "cast_input_dtype_enabled")]
+        assert bool(switches) is not fails
+        with method_.while_training(wrapped, autocast=True):
+            assert not any(m.cast_input_dtype_enabled for m in switches)
+        assert all(m.cast_input_dtype_enabled for m in switches)
+        with method_.while_training(wrapped, autocast=False):
+            assert all(m.cast_input_dtype_enabled for m in switches)
 
 
 @pytest.mark.parametrize("method", METHODS)

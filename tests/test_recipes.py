@@ -182,9 +182,8 @@ def test_all_faults_of_both_files_and_of_set_arrive_together() -> None:
     ("text", "expected"),
     [
         ("zzz: 1", "zzz: unknown key 'zzz'; known: add_tokens, calibrate, class_weights, columns, data, description, "
-         "early_stopping_patience, family, focal_gamma, include, leakage, loss, model, oversample, "
-         "problem_type, training, "
-         "tune_thresholds"),
+         "early_stopping_patience, family, focal_gamma, include, leakage, loss, max_truncated, model, oversample, "
+         "problem_type, training, tune_thresholds"),
         ("name: x", "name: unknown key 'name'; a recipe's name is that of its file"),
         ("problem_type: regresion", "problem_type: expected 'single_label_classification', "
          "'multi_label_classification' or 'regression', got 'regresion' (did you mean 'regression'?)"),

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ptft_hf.errors import DataError, RecipeError
-from ptft_hf.tasks.sequence_classification import MULTI, REGRESSION, SINGLE, SequenceClassification
+from ptft_hf.tasks.labels import MULTI, REGRESSION, SINGLE
+from ptft_hf.tasks.sequence_classification import SequenceClassification
 from tests.runs import recipe
 from tests.tiny import make_tokenizer
 

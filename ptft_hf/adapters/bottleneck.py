@@ -118,7 +118,9 @@ class BottleneckModel(nn.Module):
         if name in self.configs or not name.isidentifier() or hasattr(nn.ModuleDict, name):
             raise AdapterError(f"the adapter name {name!r} is taken, or no name of letters, digits and _")
         base: Any = self.base_model
-        hidden_size = self.base_model.config.get_text_config().hidden_size
+        hidden_size = getattr(base.config.get_text_config(), "hidden_size", None)
+        if hidden_size is None:
+            raise AdapterError(f"bottleneck adapters: the layers of {type(base).__name__} have no one hidden size")
         for path, points in hook_points(base, config):
             layer = base.get_submodule(path)
             for place, point in points.items():

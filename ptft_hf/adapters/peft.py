@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ class Peft(Adapter):
                 wrapped = load(model, self.given, is_trainable=True)
             else:
                 config = self._config(model, head, task_type)
+                self._check_words(model, config)
                 changed = ChangedBase(model) if changes_base(config) else None
                 with without_false_alarms():
                     wrapped = make(model, config)
@@ -103,9 +104,7 @@ class Peft(Adapter):
 
     def while_training(self, model: Any, autocast: bool) -> AbstractContextManager[Any]:
         """Under autocast without PEFT's own casts to float32 and back, which change no bit."""
-        from peft.helpers import disable_input_dtype_casting
-
-        return disable_input_dtype_casting(model, active=autocast)  # type: ignore[no-any-return]
+        return without_casts(model) if autocast else nullcontext()
 
     def optimizer(self, model: Any, kind: Any, options: Mapping[str, Any], weight_decay: float) -> Any:
         """PEFT's of LoRA+ (Hayou et al. 2024), whose groups are those of the paper."""
@@ -187,10 +186,11 @@ class Peft(Adapter):
         return dataclasses.replace(copy.deepcopy(given), **changed) if changed else copy.deepcopy(given)
 
     def _targets(self, wanted: Any, model: Any, head: Sequence[str], peft_type: str) -> Any:
-        """``all-linear`` spelled out without the head; query and value where PEFT has no default."""
+        """``all-linear`` spelled out without the head (of a network of convolutions alone: these, each a linear map
+        of patches); query and value where PEFT has no default."""
         linear = _linear_modules(model, head)
         if wanted == "all-linear":
-            return linear
+            return linear or _convolutions(model, head)
         if wanted is not None:
             return wanted
         if peft_type == "LN_TUNING":  # every norm of the trunk, whatever the architecture calls it
@@ -200,9 +200,10 @@ class Peft(Adapter):
         found = [name for name in linear if name.rpartition(".")[2] in QUERY_VALUE]
         if not found:
             names = sorted({name.rpartition(".")[2] for name in linear})
+            instead = f"name target_modules among {names}, or use" if names else "it has convolutions alone: use"
             raise AdapterError(
                 f"{self.recipe.name}: {type(model).__name__} has no linear query and value projections to "
-                f"adapt; name target_modules among {names}, or use all-linear"
+                f"adapt; {instead} all-linear (lora/r16_all_linear)"
             )
         return found
 
@@ -216,6 +217,14 @@ class Peft(Adapter):
                     f"{self.recipe.name}: PEFT would not train and save the head {name!r} of this model with "
                     f"{self.recipe.peft_type}; use a LoRA or partial recipe"
                 )
+        if getattr(plain_model(wrapped).config, "tf_padding", False) and any(
+            isinstance(m, self.own_modules()) and isinstance(getattr(m, "base_layer", None), nn.Conv2d)
+            for m in wrapped.modules()
+        ):
+            raise AdapterError(
+                f"{self.recipe.name}: {type(plain_model(wrapped)).__name__} pads as TensorFlow does, by sizes that "
+                "it reads off its convolutions and that PEFT's do not have; use a full or partial recipe"
+            )
         strays = [
             name
             for name, p in wrapped.named_parameters()
@@ -227,6 +236,18 @@ class Peft(Adapter):
         if strays and self.recipe.peft_type != "LN_TUNING":
             raise AdapterError(
                 f"{self.recipe.name}: pretrained weights would be trained and not saved: {strays}"
+            )
+
+    def _check_words(self, model: Any, config: Any) -> None:
+        """Prompts and prefixes are positions before a text's.
+
+        Raises:
+            AdapterError: The model reads none.
+        """
+        if config.is_prompt_learning and model.main_input_name != "input_ids":
+            raise AdapterError(
+                f"{self.recipe.name}: {config.peft_type.value} stands before the tokens of a text, and "
+                f"{type(model).__name__} reads {model.main_input_name}; use a LoRA or partial recipe"
             )
 
     def _check_padding(self, wrapped: Any) -> None:
@@ -318,6 +339,20 @@ def merge(wrapped: Any) -> Any:
 
 
 @contextmanager
+def without_casts(model: Any) -> Iterator[None]:
+    """As ``peft.helpers.disable_input_dtype_casting``, which fails on layers that know no such casts (VeRA's, and
+    tuned norms)."""
+    layers = [module for module in model.modules() if getattr(module, "cast_input_dtype_enabled", False)]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = True
+
+
+@contextmanager
 def without_false_alarms() -> Iterator[None]:
     """PEFT warns of every norm that it wraps as named, and of AdaLoRA's own rank pattern."""
     with warnings.catch_warnings():
@@ -340,6 +375,11 @@ def _linear_modules(model: Any, head: Sequence[str]) -> list[str]:
         for name, module in trunk_modules(model, head)
         if isinstance(module, (nn.Linear, Conv1D)) and module is not output
     ]
+
+
+def _convolutions(model: Any, head: Sequence[str]) -> list[str]:
+    """Of the trunk, those that mix all channels: PEFT has no update for groups."""
+    return [n for n, m in trunk_modules(model, head) if isinstance(m, nn.Conv2d) and m.groups == 1]
 
 
 def trunk_modules(model: Any, head: Sequence[str]) -> list[tuple[str, nn.Module]]:

@@ -5,7 +5,7 @@
 the caller shows.
 
 The rooms behind it, each importing only those before: ``files`` (csv and json with line numbers), ``sources``
-(hub, folders, memory), ``columns`` (renaming and cleaning), ``splitting``, ``subsets``, ``duplicates``,
+(hub, folders, memory), ``columns`` (renaming and cleaning), ``images``, ``splitting``, ``subsets``, ``duplicates``,
 ``cleaning`` (of running text); ``converters`` for recipes.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import datasets
 import numpy as np
 
-from ptft_hf.data import duplicates, splitting, subsets
+from ptft_hf.data import duplicates, images, splitting, subsets
 from ptft_hf.data.cleaning import clean
 from ptft_hf.data.columns import Schema, Tables, prepare
 from ptft_hf.data.converters import aclsum_roles, aclsum_roles_multilabel, aclsum_summaries, scitldr
@@ -249,7 +249,7 @@ def take(splits: Splits, rows: Mapping[str, int], label_column: str | None, seed
 def fingerprint(dataset: datasets.Dataset) -> str:
     """``"sha256:..."`` of the rows in order, whatever the library's version, format or column order."""
     digest = hashlib.sha256()
-    for batch in dataset.with_format(None).iter(batch_size=1000):
+    for batch in images.hashed(dataset.with_format(None)).iter(batch_size=1000):
         for values in zip(*batch.values(), strict=True):
             row = dict(zip(batch, values, strict=True))
             text = json.dumps(row, sort_keys=True, separators=(",", ":"), default=_encoded)
@@ -265,7 +265,9 @@ def _encoded(value: Any) -> str:
 def _keys(
     split: str, table: datasets.Dataset, text_columns: Sequence[str], label_column: str | None
 ) -> duplicates.Keys:
-    texts = [table[name][:] for name in text_columns if name in table.column_names]
+    names = [name for name in text_columns if name in table.column_names]
+    comparable = images.hashed(table.select_columns(names))
+    texts = [comparable[name][:] for name in names]
     return duplicates.keys(split, texts, None if label_column is None else table[label_column][:])
 
 

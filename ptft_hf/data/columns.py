@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from ptft_hf.data import files
+from ptft_hf.data import files, images
 from ptft_hf.data.sources import SPLITS, Raw
 from ptft_hf.errors import DataError, did_you_mean
 
@@ -122,7 +122,7 @@ def _renamed(source: Raw, split: str, names: Mapping[str, str], problems: list[s
     if isinstance(source.data, list):
         columns = {ours: [row.get(theirs) for row in source.data] for ours, theirs in names.items()}
         try:
-            return datasets.Dataset.from_dict(columns)
+            return images.undecoded(datasets.Dataset.from_dict(columns))
         except _NOT_ONE_TYPE:
             where = f"{source.origin}: split {split!r}"
             problems += [
@@ -131,7 +131,7 @@ def _renamed(source: Raw, split: str, names: Mapping[str, str], problems: list[s
                 if (fault := _fault(columns[ours]))
             ]
             return datasets.Dataset.from_dict({})
-    table = source.data.with_format(None).select_columns(list(names.values()))
+    table = images.undecoded(source.data.with_format(None).select_columns(list(names.values())))
     table = table.rename_columns({theirs: ours for ours, theirs in names.items() if ours != theirs})
     for name, feature in table.features.items():
         if isinstance(feature, datasets.ClassLabel):
@@ -271,7 +271,13 @@ def _common_kind(kinds: Mapping[str, Mapping[str, Any]], raw: Mapping[str, Raw],
 
 def _without_empty(split: str, table: datasets.Dataset, schema: Schema, notes: list[str]) -> datasets.Dataset:
     """Rows with an empty text: dropped from train, kept as "" elsewhere, where all are to be answered."""
-    columns = {name: table[name][:] for name in schema.texts}
+    pictures = [name for name in schema.texts if images.is_image(table.features[name])]
+    for name in pictures:
+        keep = [row for row, there in enumerate(images.present(table, name)) if there]
+        if len(keep) < len(table):
+            notes.append(f"{split}: {len(table) - len(keep):,} of {len(table):,} rows have no {name}: dropped")
+            table = _kept(table, keep)
+    columns = {name: table[name][:] for name in schema.texts if name not in pictures}
     empty = {row for values in columns.values() for row, value in enumerate(values) if is_empty(value)}
     if not empty:
         return table

@@ -13,6 +13,30 @@ from typing import Any
 ACLSUM_ASPECTS = ("challenge", "approach", "outcome")
 
 
+def digits(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """scikit-learn's handwritten digits (Alpaydin & Kaynak 1998; the test part of UCI's optdigits).
+
+    Args:
+        rows: Lines of ``digits.csv``: ``{"text": "0,0,5,...,8"}``, 64 values from 0 to 16, row by row of an image
+            of 8 x 8, and the digit.
+
+    Yields:
+        ``{"image": PIL.Image in grey, 0 to 255, "label": int}``.
+
+    Raises:
+        ValueError: A line has not 65 numbers.
+    """
+    import numpy as np
+    from PIL import Image
+
+    for number, row in enumerate(rows, 1):
+        values = [int(float(value)) for value in row["text"].split(",")]
+        if len(values) != 65:
+            raise ValueError(f"line {number}: {len(values)} values, not 64 and a digit")
+        pixels = np.array(values[:64]).reshape(8, 8)
+        yield {"image": Image.fromarray(np.round(pixels * 255 / 16).astype(np.uint8)), "label": values[64]}
+
+
 def aclsum_roles(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Sentences of ACLSum papers with one role each.
 

@@ -15,7 +15,7 @@ import datasets
 import huggingface_hub.constants
 import huggingface_hub.utils
 
-from ptft_hf.data import files
+from ptft_hf.data import files, images
 from ptft_hf.errors import DataError, did_you_mean
 from ptft_hf.recipes import DataSource, locate
 
@@ -134,6 +134,11 @@ def _load(source: DataSource) -> dict[str, Raw]:
         by_split = _local_files(Path(path))
     if by_split and source.data_dir is None:
         local = _expanded(by_split)
+        if path == "idx":
+            return {
+                name: Raw(", ".join(map(str, paths)), images.idx_split(name, paths))
+                for name, paths in local.items()
+            }
         kind = path if path in ("csv", "tsv", "json", "conll") else None
         if all(_plain(file, kind) for names in local.values() for file in names):
             return _read_files(local, kind)
@@ -161,7 +166,7 @@ def _files_by_split(source: DataSource, path: str | None) -> dict[str, list[str]
     given = source.data_files if isinstance(source.data_files, dict) else {"train": source.data_files}
     found = {name: [value] if isinstance(value, str) else list(value) for name, value in given.items()}
     found = {name: [locate(file, None) for file in names] for name, names in found.items()}
-    packaged = path is None or path in (*_BUILDERS.values(), "tsv")
+    packaged = path is None or path in (*_BUILDERS.values(), "tsv", "idx")
     if path is not None and not packaged and Path(path).is_dir():
         return {name: [str(Path(path, file)) for file in names] for name, names in found.items()}
     remote = any("://" in file for names in found.values() for file in names)

@@ -1,20 +1,24 @@
 """Checkpoints and tokenizers: loaded from the Hub or disk, and what they are made of.
 
 The rooms behind it, each importing only those before: ``reading`` (references, upstream's errors and noise),
-``structure`` (trunk, head, layers), ``inputs`` (tokenizer, padding, length),
-``vocabulary`` (added tokens), ``quantizing``, ``loading``, ``attention``, ``nothing`` (random weights, and a tokenizer
-of the corpus).
+``structure`` (trunk, head, layers), ``images`` (image processors), ``inputs`` (tokenizer, padding, length),
+``vocabulary`` (added tokens), ``quantizing``, ``loading``, ``attention``, ``nothing`` (random weights, and a
+tokenizer of the corpus), ``skeleton`` (an architecture without its weights).
 """
 
 from __future__ import annotations
 
 from ptft_hf.models.attention import AttentionByLength
+from ptft_hf.models.images import default_processor
 from ptft_hf.models.inputs import (
     DEFAULT_MAX_LENGTH,
     ensure_padding,
+    fit_inputs,
+    load_reader,
     load_tokenizer,
     longest_input,
     read_marks_as_text,
+    too_long,
 )
 from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_config, load_model
 from ptft_hf.models.nothing import (
@@ -56,16 +60,19 @@ __all__ = [
     "base_config",
     "config_of",
     "count_parameters",
+    "default_processor",
     "depths",
     "dequantize_into",
     "ensure_padding",
     "fingerprint",
+    "fit_inputs",
     "give_rows",
     "head_config",
     "head_modules",
     "in_dtype",
     "load_config",
     "load_model",
+    "load_reader",
     "load_tokenizer",
     "longest_input",
     "plain_model",
@@ -80,6 +87,7 @@ __all__ = [
     "tokenizer_fingerprint",
     "tokenizer_of",
     "to_float32",
+    "too_long",
     "train_rows",
     "trains_rows_alone",
     "trunk_of",

@@ -28,7 +28,8 @@ class AttentionByLength:
     def __init__(self, model: Any, lengths: Sequence[int]) -> None:
         self.model = plain_model(model)
         self.own = str(self.model.config._attn_implementation)
-        self.short = min(sorted(lengths)[int(0.95 * (len(lengths) - 1))], SHORT) if self.own == "sdpa" else 0
+        reads_text = self.own == "sdpa" and self.model.main_input_name == "input_ids"
+        self.short = min(sorted(lengths)[int(0.95 * (len(lengths) - 1))], SHORT) if reads_text else 0
         self.hook = self.model.register_forward_pre_hook(self._choose, with_kwargs=True) if self.short else None
 
     def restore(self) -> None:

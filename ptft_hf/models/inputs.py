@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from ptft_hf.errors import ModelError
+from ptft_hf.models.images import load_image_processor
 from ptft_hf.models.reading import config_options, reading, split_revision
 from ptft_hf.recipes import locate
 
@@ -27,6 +29,38 @@ def load_tokenizer(reference: str, **options: Any) -> Any:
         options = {"revision": revision, **options}
     with reading(reference):
         return transformers.AutoTokenizer.from_pretrained(source, **config_options(options))
+
+
+def load_reader(reads: str, reference: str, **options: Any) -> Any:
+    """What reads a family's inputs: a tokenizer for ``text``, an image processor for ``images``."""
+    if reads == "images":
+        return load_image_processor(reference, **options)
+    return load_tokenizer(reference, **options)
+
+
+def fit_inputs(
+    reads: str, tokenizer: Any, model: Any, wanted: Mapping[str, Any], prompt: int = 0
+) -> tuple[int, list[str]]:
+    """Make tokenizer and model fit each other; returns the tokens after which an input is cut, and what
+    is to be said.
+
+    Args:
+        reads: ``text``, or ``images``, which are as long as the model reads them.
+        tokenizer: What :func:`load_reader` gave.
+        model: With or without weights (on the meta device).
+        wanted: The recipe's ``model:``, with or without ``max_length``.
+        prompt: Positions that the adapter's own prompt takes.
+    """
+    if reads == "images":
+        return 1, []
+    note = ensure_padding(model, tokenizer)
+    read_marks_as_text(model, tokenizer)
+    return longest_input(model, tokenizer, wanted.get("max_length"), prompt), [note] if note else []
+
+
+def too_long(split: str, cut: int, rows: int, max_length: int, what: str) -> str:
+    """A sentence about inputs beyond ``max_length``, and what befalls them."""
+    return f"{split}: {cut:,} of {rows:,} inputs are longer than {max_length} tokens and {what} (model.max_length)"
 
 
 def ensure_padding(model: Any, tokenizer: Any) -> str | None:

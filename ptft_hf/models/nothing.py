@@ -98,7 +98,8 @@ def random_model(
     reference: str, auto_class: str, config: Any, tokenizer: Any, options: Mapping[str, Any]
 ) -> LoadedModel:
     """A model with random weights, drawn from torch's global generator, that fits the tokenizer, which learns how
-    many positions it has. Of the ``options`` it heeds ``dtype`` and ``attn_implementation``.
+    many positions it has (models of images have none). Of the ``options`` it heeds ``dtype`` and
+    ``attn_implementation``.
 
     Raises:
         ModelError: The architecture has no such head, or its sizes do not fit each other.
@@ -108,12 +109,8 @@ def random_model(
     auto = getattr(transformers, auto_class)
     if type(config) not in auto._model_mapping:
         raise ModelError(f"{reference}: transformers has no {auto_class} for the architecture {config.model_type!r}")
-    text = config.get_text_config()
-    text.vocab_size = len(tokenizer)
-    for name in ("pad", "bos", "eos", "cls", "sep", "mask"):
-        # What another vocabulary called its tokens means nothing here.
-        if hasattr(text, f"{name}_token_id"):
-            setattr(text, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id", None))
+    if tokenizer is not None:
+        _fit_vocabulary(config.get_text_config(), tokenizer)
     given = {name: options[name] for name in ("attn_implementation",) if name in options}
     given["dtype"] = as_dtype(options.get("dtype", "float32"))
     try:
@@ -121,9 +118,18 @@ def random_model(
             model = auto.from_config(config, **given).eval()
     except ModelError as error:
         raise ModelError(f"{error}; do the sizes under model. fit each other?") from error
-    tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model) or tokenizer.model_max_length)
+    if tokenizer is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model) or tokenizer.model_max_length)
     new = frozenset(name for name, _ in model.named_parameters())
     return LoadedModel(model, new, head_modules(model, frozenset()), fingerprint(model))
+
+
+def _fit_vocabulary(text: Any, tokenizer: Any) -> None:
+    text.vocab_size = len(tokenizer)
+    for name in ("pad", "bos", "eos", "cls", "sep", "mask"):
+        # What another vocabulary called its tokens means nothing here.
+        if hasattr(text, f"{name}_token_id"):
+            setattr(text, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id", None))
 
 
 def takes_token_types(auto_class: str, config: Any) -> bool:

@@ -7,6 +7,7 @@ from ptft_hf.recipes.corpora import CausalLMRecipe, MaskedLMRecipe
 from ptft_hf.recipes.models import (
     AdapterRecipe,
     FullRecipe,
+    ImageClassificationRecipe,
     PartialRecipe,
     SequenceClassificationRecipe,
     TaskRecipe,
@@ -16,6 +17,7 @@ from ptft_hf.recipes.summarization import SummarizationRecipe
 
 TASK_FAMILIES: dict[str, type[TaskRecipe]] = {
     "sequence_classification": SequenceClassificationRecipe,
+    "image_classification": ImageClassificationRecipe,
     "token_classification": TokenClassificationRecipe,
     "masked_lm": MaskedLMRecipe,
     "causal_lm": CausalLMRecipe,

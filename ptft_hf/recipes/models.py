@@ -129,7 +129,9 @@ class TaskRecipe(Recipe):
     """What to do about rows that stand in two splits. ``warn``, since dropping changes a published split."""
     model: dict[str, Any] = {}
     """Arguments of ``from_pretrained``, and ``max_length`` in tokens (longer texts are cut, and counted)."""
-
+    max_truncated: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Refuse a run in which a larger share of the training inputs loses its end; 1 only counts them, since cutting
+    long texts is usual."""
     add_tokens: list[str] = []
     """Tokens that the checkpoint's tokenizer does not know, found in texts as they are written here; their
     embeddings are trained."""
@@ -148,8 +150,8 @@ class TaskRecipe(Recipe):
         yield from _token_faults(values.get("add_tokens"))
 
 
-class SequenceClassificationRecipe(TaskRecipe):
-    """One label, several labels or a number for a text or a pair of texts."""
+class ClassificationRecipe(TaskRecipe):
+    """What classifiers of texts and of images share."""
 
     problem_type: ProblemType | None = None
     """As in transformers' configs; None is inferred from the labels."""
@@ -169,9 +171,28 @@ class SequenceClassificationRecipe(TaskRecipe):
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
-        yield from _column_faults(values, ("text", "text_pair", "label"))
         yield from _weight_faults(values)
         yield from _contradictions(values)
+
+
+class SequenceClassificationRecipe(ClassificationRecipe):
+    """One label, several labels or a number for a text or a pair of texts."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        yield from super().faults(values)
+        yield from _column_faults(values, ("text", "text_pair", "label"))
+
+
+class ImageClassificationRecipe(ClassificationRecipe):
+    """One label, several labels or a number for an image."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        yield from super().faults(values)
+        yield from _column_faults(values, ("image", "label"))
+        if isinstance(values.get("model"), dict) and "max_length" in values["model"]:
+            yield ("model", "max_length"), "an image has no tokens; leave it out"
 
 
 class TokenClassificationRecipe(TaskRecipe):

@@ -15,6 +15,7 @@ from ptft_hf.errors import RecipeError
 from ptft_hf.recipes import CorpusRecipe, TaskRecipe
 
 FAMILIES = {
+    "image_classification": "ptft_hf.tasks.image_classification:ImageClassification",
     "sequence_classification": "ptft_hf.tasks.sequence_classification:SequenceClassification",
     "token_classification": "ptft_hf.tasks.token_classification:TokenClassification",
     "masked_lm": "ptft_hf.tasks.masked_lm:MaskedLM",
@@ -34,6 +35,10 @@ class Usage(NamedTuple):
     """What the model does, before its list of labels: "predicts a label among"."""
     without_labels: str = "predicts a number"
     """What it does if it has no labels."""
+    reader: str = "AutoTokenizer"
+    """The transformers auto class of what reads the inputs."""
+    samples: Sequence[Any] = ()
+    """Inputs that can be predicted anywhere, where ``inputs`` are files that nobody else has."""
 
 
 class Task(Protocol):
@@ -42,7 +47,8 @@ class Task(Protocol):
     ``N`` is a number of encoded rows, ``C`` of labels. *Outputs* are what the model says, *targets* what it is
     compared with; of what kind they are is the family's own affair. Outputs are a sequence with one element
     for each encoded row, in their order (``[N, C]`` logits of classifiers), so that each of several processes
-    may take its share of the rows. What most families leave as it is stands in :class:`TaskDefaults`.
+    may take its share of the rows. What a family may say beside this to the label inspector stands in
+    :class:`ptft_hf.tasks.marks.Inspected`.
     """
 
     recipe: TaskRecipe
@@ -63,6 +69,10 @@ class Task(Protocol):
     """The validation metric by which a checkpoint is chosen, unless the recipe names another."""
     smooths_labels: bool
     """Whether :meth:`loss` heeds ``label_smoothing``; where it does not, the setting is refused."""
+    reads: str
+    """``text``, by a tokenizer, or ``images``, by an image processor in its place."""
+    unit: str
+    """Of an input's ``length``, in words."""
     long_inputs: str
     """What befalls inputs longer than ``max_length``, in words: "were truncated"."""
 
@@ -83,9 +93,6 @@ class Task(Protocol):
 
     def between_epochs(self, encoded: Any) -> Any:
         """See :class:`TaskDefaults`."""
-
-    def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
-        """An encoded row for a person: what is learnt, and the decoded tokens."""
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Makes a padded batch of encoded rows."""
@@ -151,6 +158,9 @@ class Task(Protocol):
 
 class TaskDefaults:
     """What most families leave as it is; a family has these from here, or its own."""
+
+    reads = "text"
+    unit = "tokens"
 
     def look_at_checkpoint(self, config: Any, tokenizer: Any) -> None:
         """Learn, before the weights are read, which ``auto_class`` a checkpoint is for and how it is spoken to.

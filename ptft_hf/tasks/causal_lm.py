@@ -167,12 +167,6 @@ class CausalLM(LanguageModel):
         default = {} if counted else {"max_new_tokens": min(NEW_TOKENS, max(1, max_length // 2))}
         return {"do_sample": False, **default, **given}
 
-    def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
-        """A block, whose every token but the first is learnt."""
-        text = " ".join(tokenizer.decode(row["input_ids"]).split())
-        count = sum(label != IGNORED for label in row["labels"])
-        return f"{count} next tokens <- {text[:160]}{' ...' if len(text) > 160 else ''}"
-
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Pads the blocks of a batch to the longest: labels ``[B, T]`` with -100; documents that are kept apart have
         an attention mask ``[B, 1, T, T]`` and positions of their own."""

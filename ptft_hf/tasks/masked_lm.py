@@ -16,6 +16,7 @@ from ptft_hf.tasks import Usage, corpora, losses
 from ptft_hf.tasks.corpora import IGNORED, Frame, Tokens
 from ptft_hf.tasks.inputs import check_text
 from ptft_hf.tasks.language_models import LanguageModel, mean, perplexity, scores
+from ptft_hf.tasks.marks import Mark, Segment, pieces
 from ptft_hf.tasks.masking import Masking
 from ptft_hf.tasks.sentence_pairs import FAR, IS_NEXT, Unit, pairs_of
 
@@ -149,13 +150,16 @@ class MaskedLM(LanguageModel):
         types = ["token_type_ids"] if alone.types is not None else []
         return corpora.dataset(made, ["input_ids", *types, "length", "given"]), long
 
-    def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
-        """The hidden tokens and the text without them, as in one of the epochs."""
+    def segments(self, row: Mapping[str, Any], tokenizer: Any) -> list[Segment]:
+        """The text with the tokens hidden that one of the epochs hides, each above what it was; a pair's kind stands
+        below its first mark."""
         inputs, labels = self.collator(tokenizer).masked(dict(row))
-        hidden = ", ".join(tokenizer.decode([i]).strip() for i in labels[labels != IGNORED])
-        text = " ".join(tokenizer.decode(inputs).split())
-        pair = {None: "", 0: "[is next] ", 1: "[random] "}[row.get("next")]
-        return f"{pair}{hidden[:80]} <- {text[:160]}{' ...' if len(text) > 160 else ''}"
+        marks: list[tuple[Mark, str]] = [
+            ("input", "") if label == IGNORED else ("trained", tokenizer.decode([label]).strip()) for label in labels
+        ]
+        if "next" in row:
+            marks[0] = ("trained", "is next" if row["next"] == IS_NEXT else "random")
+        return pieces(tokenizer, inputs.tolist(), marks)
 
     def collator(self, tokenizer: Any) -> Masking:
         """Hides tokens, pads, and makes labels ``[B, T]``: see :class:`ptft_hf.tasks.masking.Masking`."""

@@ -95,6 +95,7 @@ class Summarization(TaskDefaults):
     labels: list[str] = []  # noqa: RUF012 - none, and never any
     best_metric = "rougeL"
     smooths_labels = True
+    trains_end_token = True
 
     def __init__(self, recipe: SummarizationRecipe) -> None:
         """
@@ -230,13 +231,6 @@ class Summarization(TaskDefaults):
         wanted = count if rows == "all" else min(rows, count)
         chosen = {i * count // wanted for i in range(wanted)}
         return encoded.add_column("wanted", [row in chosen for row in range(count)])
-
-    def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
-        """The trained tokens, and the beginning and the end of what the model reads."""
-        trained = tokenizer.decode([i for i in row["labels"] if i != IGNORED])
-        prompt = " ".join(tokenizer.decode(row["input_ids"][: row["prompt_length"]]).split())
-        shown = f"{prompt[:40]} ... {prompt[-120:]}" if len(prompt) > 165 else prompt
-        return f"{' '.join(trained.split())} <- {shown}"
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """See :func:`ptft_hf.tasks.prompting.collator`."""

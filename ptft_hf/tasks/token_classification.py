@@ -16,8 +16,9 @@ from ptft_hf.tasks import TaskDefaults, Usage, alignment, annotated, losses, spa
 from ptft_hf.tasks.alignment import FINE, LIKE_TOKENS
 from ptft_hf.tasks.annotated import Annotated
 from ptft_hf.tasks.inputs import check_text
+from ptft_hf.tasks.marks import IGNORED, Segment
 from ptft_hf.tasks.tags import OUTSIDE, entities, iob2, misfits, scheme_of
-from ptft_hf.tasks.token_rows import IGNORED, Reading, Targets
+from ptft_hf.tasks.token_rows import Reading, Targets
 
 USAGE = """import re
 
@@ -52,6 +53,7 @@ class TokenClassification(TaskDefaults):
     label_column = "tags"
     best_metric = "f1"
     long_inputs = "are read in overlapping windows"
+    loses_tails = False
 
     def __init__(self, recipe: TokenClassificationRecipe) -> None:
         self.recipe = recipe
@@ -172,17 +174,9 @@ class TokenClassification(TaskDefaults):
             all_subwords=self.recipe.label_all_subwords,
         )
 
-    def example(self, row: Mapping[str, Any], tokenizer: Any) -> str:
-        """Entities of a window with their types, and the decoded tokens."""
-        begins = [i for i, word in enumerate(row["words"]) if word >= 0]
-        tags = [self.tags[row["labels"][i]] for i in begins]
-        ends = [*begins[1:], len(row["words"])]
-        shown = []
-        for kind, start, end in entities(tags):
-            ids = row["input_ids"][begins[start] : ends[end - 1]]
-            shown.append(f"{tokenizer.decode(ids, skip_special_tokens=True).strip()} [{kind}]")
-        text = " ".join(tokenizer.decode(row["input_ids"]).split())
-        return f"{', '.join(shown) or 'no entity'} <- {text[:160]}{' ...' if len(text) > 160 else ''}"
+    def segments(self, row: Mapping[str, Any], tokenizer: Any) -> list[Segment]:
+        """A window's words with their tags; the words that another window answers for have none."""
+        return token_rows.segments(row, tokenizer, self.tags)
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Pads each batch to its own longest window; labels ``[B, T]`` with -100."""

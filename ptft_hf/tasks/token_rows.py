@@ -11,9 +11,8 @@ from ptft_hf import report
 from ptft_hf.tasks import alignment
 from ptft_hf.tasks.alignment import Window, Words
 from ptft_hf.tasks.annotated import Annotated
+from ptft_hf.tasks.marks import IGNORED, Segment, pieces
 
-IGNORED = -100
-"""The label of tokens that are not trained."""
 MANY_ROWS = 20_000
 """Tokenizing fewer takes seconds, and a bar for it is noise."""
 BATCH = 1000
@@ -136,6 +135,27 @@ def collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]
         return batch
 
     return collate
+
+
+def segments(row: Mapping[str, Any], tokenizer: Any, tags: Sequence[str]) -> list[Segment]:
+    """A window's words, each with the tag that it is trained on below it."""
+    found: list[Segment] = []
+    special = set(tokenizer.all_special_ids)
+    open_word = False  # whether a further token may belong to a word of this window
+    for i, piece in enumerate(pieces(tokenizer, row["input_ids"], [("input", str(n)) for n in range(row["length"])])):
+        label = row["labels"][i]
+        if row["words"][i] >= 0:
+            found.append(Segment(piece.text, "trained", tags[label]))
+            open_word = True
+        elif row["input_ids"][i] in special:
+            found.append(Segment(piece.text, "special"))
+            open_word = False
+        elif open_word and not piece.text[:1].isspace():
+            found[-1] = found[-1]._replace(text=found[-1].text + piece.text)
+        else:
+            found.append(Segment(piece.text))
+            open_word = False
+    return found
 
 
 def targets(encoded: Any) -> Targets:
