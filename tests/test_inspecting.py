@@ -470,7 +470,8 @@ def test_a_skeleton_reads_what_the_model_reads(checkpoint: Callable[[str], Path]
             models.load_model(base, "AutoModelForSequenceClassification", config={"num_labels": 2}).model,
         ):
             tokenizer = models.load_tokenizer(base)
-            found.append((*models.fit_inputs("text", tokenizer, model, {}), tokenizer.pad_token, tokenizer.padding_side))
+            length, notes = models.fit_inputs("text", tokenizer, model, {})
+            found.append((tokenizer.pad_token, tokenizer.padding_side, length, notes))
         assert found[0] == found[1]
 
 
