@@ -203,12 +203,8 @@ def test_a_family_without_segments_is_shown_by_its_label_and_its_tokens() -> Non
     tokenizer = make_tokenizer("bert")
     row = {"labels": 3, "input_ids": tokenizer("a good film")["input_ids"]}
     shown = inspecting.segments_of(Own(), row, tokenizer)
-    assert shown == [
-        Segment("3 <- "),
-        Segment("<s>", "special"),
-        Segment(" a good film "),
-        Segment("</s>", "special"),
-    ]
+    pieces_ = [("3 <-", "input"), ("<s>", "special"), ("a good film", "input"), ("</s>", "special")]
+    assert [(piece.text.strip(), piece.mark) for piece in shown] == pieces_
 
 
 # ---- what is refused ----
