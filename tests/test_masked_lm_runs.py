@@ -118,7 +118,7 @@ def test_the_matrix_is_as_wide_as_promised() -> None:
     ("architecture", "method", "full_head"),
     [
         ("bert", "full/default", False),
-        ("bert", "lora/r16_all_linear", True),
+        pytest.param("bert", "lora/r16_all_linear", True, marks=pytest.mark.slow),
         pytest.param("bert", "lora/r16_all_linear", False, marks=pytest.mark.slow),
         pytest.param("bert", "full/default", True, marks=pytest.mark.slow),
         pytest.param("megatron-bert", "full/default", True, marks=pytest.mark.slow),
