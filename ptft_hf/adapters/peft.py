@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,7 @@ class Peft(Adapter):
 
     def while_training(self, model: Any, autocast: bool) -> AbstractContextManager[Any]:
         """Under autocast without PEFT's own casts to float32 and back, which change no bit."""
-        from peft.helpers import disable_input_dtype_casting
-
-        return disable_input_dtype_casting(model, active=autocast)  # type: ignore[no-any-return]
+        return without_casts(model) if autocast else nullcontext()
 
     def optimizer(self, model: Any, kind: Any, options: Mapping[str, Any], weight_decay: float) -> Any:
         """PEFT's of LoRA+ (Hayou et al. 2024), whose groups are those of the paper."""
@@ -313,6 +311,19 @@ def merge(wrapped: Any) -> Any:
         if isinstance(module, ModulesToSaveWrapper):
             base.set_submodule(name, module.modules_to_save["default"])
     return wrapped.merge_and_unload()
+
+
+@contextmanager
+def without_casts(model: nn.Module) -> Iterator[None]:
+    """PEFT's ``disable_input_dtype_casting``, which fails on its own layer of trained tokens (PEFT 0.21)."""
+    casting: list[Any] = [m for m in model.modules() if getattr(m, "cast_input_dtype_enabled", False)]
+    for module in casting:
+        module.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        for module in casting:
+            module.cast_input_dtype_enabled = True
 
 
 @contextmanager
