@@ -54,8 +54,10 @@ model = {auto}.from_pretrained(folder, {calls}).eval()
 
 ONNX_CARD = """# {title} (ONNX)
 
-{what} Converted by `torch.onnx.export`; inputs and logits in float32, for any number of rows and tokens. On
-{examples:,} examples its logits differ from the run's by at most {difference:.2g}{metric}.
+{what}
+
+Converted by `torch.onnx.export`, in float32, for any number of rows and tokens. Its logits differ from the run's by
+at most {difference:.2g} on {probe} examples{metric}.
 
 ```python
 import onnxruntime
@@ -148,9 +150,12 @@ def onnx_card(run: Mapping[str, Any], folder: str, compared: Mapping[str, Any]) 
     return ONNX_CARD.format(
         title=f"{_short(run['model'])}, {run['task']['name'].removesuffix('.yaml')}",
         what=_what(run),
-        examples=compared["examples"],
+        probe=compared["probe_examples"],
         difference=compared["max_logit_difference"],
-        metric=f"; {metric['name']} is {metric['exported']:.4f}, and was {metric['run']:.4f}" if metric else "",
+        metric=f"; on {compared['examples']:,} its {metric['name']} is {metric['exported']:.4f}, and the run's "
+        f"{metric['run']:.4f}"
+        if metric
+        else "",
         folder=folder,
         example=texts if isinstance(example, str) else Verbatim(", ".join(map(repr, texts))),
         max_length=run["model"]["max_length"],

@@ -269,7 +269,10 @@ def export(
     from ptft_hf import exporting, report
 
     found = exporting.export(folder, output, to=to, model=model, base=base)
-    report.say(f"exported against run: logits differ by at most {found['max_logit_difference']:.3g}")
+    report.say(
+        f"exported against run on {found['probe_examples']} examples: logits differ by at most "
+        f"{found['max_logit_difference']:.3g}"
+    )
     if metric := found["metric"]:
         report.say(
             f"on {found['examples']:,} validation examples: {metric['name']} {metric['exported']:.4f}, and "

@@ -46,8 +46,9 @@ def export(
         base: Of an adapter on a quantized base, as in :meth:`TrainedModel.merge`.
 
     Returns:
-        ``{"examples", "max_logit_difference", "largest_logit", "metric"}``; ``metric`` holds ``name``, ``run`` and
-        ``exported``, or is None if the run's data is not to be had any more.
+        ``{"examples", "probe_examples", "max_logit_difference", "largest_logit", "metric"}``: logits are compared on
+        the longest examples, and ``metric`` (``name``, ``run`` and ``exported``) on all; it is None if the run's data
+        is not to be had any more.
 
     Raises:
         OutputError: The folder exists and is not empty, or ``to`` is no format.
@@ -146,7 +147,7 @@ class Judge:
         self.encoded = trained._encoded(rows)
         collate = trained.task.collator(trained.tokenizer)
         longest = self.encoded.select(longest_first(self.encoded, PROBE_ROWS)[0]).to_list()
-        # One row alone, too: another number of rows, and of tokens.
+        # And one row alone: another number of rows, and of tokens.
         self.probe = [collate(longest), collate(self.encoded.select([0]).to_list())]
 
     def example(self) -> dict[str, torch.Tensor]:
@@ -172,6 +173,7 @@ class Judge:
         difference = max((a - b).abs().nan_to_num(torch.inf).max().item() for a, b in pairs)
         found: dict[str, Any] = {
             "examples": len(self.encoded),
+            "probe_examples": sum(len(logits) for logits in run.logits),
             "max_logit_difference": difference,
             "largest_logit": largest,
             "metric": None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,9 @@ def write(model: Any, example: Mapping[str, torch.Tensor], folder: Path) -> None
     names = list(example)
     axes = {0: "batch", 1: "length"}
     wrapped = _ByPosition(model, names).eval()
-    cached = getattr(model.config, "use_cache", None)
+    cached, log = getattr(model.config, "use_cache", None), logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # which operators of packages that are not here it knows
     if cached:
         model.config.use_cache = False  # keys and values of decoders are no outputs here
     try:
@@ -80,6 +83,7 @@ def write(model: Any, example: Mapping[str, torch.Tensor], folder: Path) -> None
             f"onnx: torch's exporter cannot convert {type(model).__name__}: {type(error).__name__}: {first}"
         ) from error
     finally:
+        log.setLevel(level)
         if cached:
             model.config.use_cache = cached
 

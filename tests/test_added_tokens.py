@@ -89,7 +89,7 @@ def test_only_the_new_rows_are_trained_where_the_trunk_is_frozen(
 
 
 def test_the_adapter_is_small_comes_back_exactly_and_merges(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    trained = run(checkpoint("bert"), "lora/r8_attention", tmp_path / "run")
+    trained = run(checkpoint("bert"), "lora/r8_attention", tmp_path / "run", bf16=True)
     assert trained.run["proof"]["max_difference"] == 0.0
     assert trained.run["model"]["added_tokens"]["tokens"] == TOKENS
     saved = safetensors.torch.load_file(tmp_path / "run/adapter_model.safetensors")
@@ -117,6 +117,15 @@ def test_the_card_s_lines_load_the_new_rows(adapter: str, checkpoint: Checkpoint
     inputs = trained.tokenizer([row["text"] for row in marked(4, 3)], padding=True, return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(names["model"](**inputs).logits, trained.model(**inputs).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["lora/pissa", "lora/dora", "adalora/r12_to_8"])
+def test_other_kinds_of_lora_keep_them_too(adapter: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    trained = run(checkpoint("bert"), adapter, tmp_path / "run")
+    assert trained.run["proof"]["max_difference"] == 0.0
+    _, comparison = inference.merge(tmp_path / "run", tmp_path / "merged")
+    assert comparison["max_logit_difference"] < 1e-4
 
 
 def test_plain_peft_loses_the_new_rows_or_saves_the_whole_table(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -132,6 +132,24 @@ def test_a_method_that_cannot_be_merged_is_refused_by_name(checkpoint: Checkpoin
     assert files_of(tmp_path) == {"run"}
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:_check_is_size will be removed:FutureWarning")
+@pytest.mark.parametrize("base", ["full_precision", "dequantized"])
+def test_a_quantized_base_is_exported_unquantized(
+    base: str, checkpoint: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is an extra (quant)")
+    trained = short_run(checkpoint("bert"), "lora/qlora_nf4", tmp_path / "run", bf16=False)
+    found = exporting.export(tmp_path / "run", tmp_path / "exported", base=base)
+    assert found["max_logit_difference"] < 1e-5  # of the adapter on the same base
+    assert f"exported on its {base} base: against the quantized model" in capfd.readouterr().err
+    texts = [row["text"] for row in rows(8, 3)]
+    merged = trained.merge(base)
+    with torch.no_grad():
+        inputs = trained.tokenizer(texts, padding=True, return_tensors="pt")
+        assert torch.equal(in_transformers(tmp_path / "exported", texts), merged.model(**inputs).logits)
+
+
 def test_formats_and_folders_are_checked_first(lora: Finished, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="to: 'gguf' is none of safetensors, onnx"):
         exporting.export(lora.folder, tmp_path / "exported", to="gguf")
@@ -241,7 +259,7 @@ def test_export_prints_the_gap(lora: Finished, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.app, ["export", str(lora.folder), "--output", str(tmp_path / "exported")])
     assert result.exit_code == 0, result.exception
     said = " ".join(result.stderr.split())
-    assert "exported against run: logits differ by at most" in said
+    assert "exported against run on 17 examples: logits differ by at most" in said
     assert "on 16 validation examples: macro_f1" in said and "a gap of 0" in said
 
 

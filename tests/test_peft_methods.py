@@ -194,6 +194,16 @@ def test_a_trained_pissa_is_a_plain_lora_of_twice_the_rank_on_the_unchanged_base
     assert torch.equal(query.base_layer.weight, base.encoder.layer[0].attention.self.query.weight)
 
 
+def test_the_fast_svd_s_iterations_stand_in_the_name(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """``pissa_niter_16``, which is documented upstream and missing in its annotation."""
+    fast = {"adapter.init_lora_weights": "pissa_niter_4"}
+    trained = run(checkpoint("bert"), "lora/r8_attention", tmp_path / "run", **fast)
+    assert trained.run["proof"]["max_difference"] == 0.0
+    for wrong in ("pissa_niter_", "pissa_niter_x", "pissa_niter_0"):
+        with pytest.raises(RecipeError, match=f"init_lora_weights: '{wrong}' is not right"):
+            run(checkpoint("bert"), "lora/r8_attention", tmp_path / wrong, **{next(iter(fast)): wrong})
+
+
 def test_pissa_begins_where_the_base_is(checkpoint: Checkpoint) -> None:
     ids = torch.tensor([[1, 9, 10, 2]])
     wrapped = attached(checkpoint("bert"), "lora/pissa").eval()

@@ -340,8 +340,8 @@ def merge(wrapped: Any) -> Any:
 
 @contextmanager
 def without_casts(model: Any) -> Iterator[None]:
-    """As ``peft.helpers.disable_input_dtype_casting``, which fails on layers that know no such casts (VeRA's, and
-    tuned norms)."""
+    """As ``peft.helpers.disable_input_dtype_casting``, which fails on layers that know no such casts (VeRA's, tuned
+    norms, trained tokens; PEFT 0.21)."""
     layers = [module for module in model.modules() if getattr(module, "cast_input_dtype_enabled", False)]
     for layer in layers:
         layer.cast_input_dtype_enabled = False
