@@ -255,6 +255,8 @@ def load_weights(
             f"{loaded.fingerprint[:23]}..., not {facts['fingerprint'][:23]}...); pass the right one as model"
         )
     with models.reading(str(folder)):
+        if (folder / "generation_config.json").is_file():
+            loaded.model.generation_config = loaded.model.generation_config.from_pretrained(folder)
         loaded_adapter = adapters.load(models.in_dtype(loaded.model, torch.float32), folder)
         return models.in_dtype(loaded_adapter, torch.float32)
 
