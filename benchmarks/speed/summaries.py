@@ -95,6 +95,8 @@ def loop(args: argparse.Namespace) -> dict[str, Any]:
     whole = [[*row["input_ids"], row["labels"][-1]] for row in encoded]
     trained = [[-100, *row["labels"]] for row in encoded]
     bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        model(input_ids=torch.tensor(whole[:1]))  # ours has run once, too, before its clock starts
     model.train()
     losses, start = [], time.perf_counter()
     for batch in batches:
@@ -169,7 +171,7 @@ def by_length(args: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer, task = load(args)
     prompts = task.encode(rows_of("test", args.test_rows).select_columns("document"), tokenizer, 512)[0]
     start = time.perf_counter()
-    outputs = task.outputs(model, prompts, tokenizer, 32)
+    outputs = task.outputs(model, prompts, tokenizer, args.generate_batch_size)
     return {"seconds": time.perf_counter() - start, "texts": [row.summary for row in outputs]}
 
 
@@ -210,6 +212,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200, help="training rows")
     parser.add_argument("--test-rows", type=int, default=100, help="rows to summarize")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--generate-batch-size", type=int, default=32, help="of ours")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
