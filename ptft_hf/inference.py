@@ -259,6 +259,8 @@ def load_weights(
     if facts.get("added_tokens"):
         models.give_rows(loaded.model, **facts["added_tokens"])
     with models.reading(str(folder)):
+        if (folder / "generation_config.json").is_file():
+            loaded.model.generation_config = loaded.model.generation_config.from_pretrained(folder)
         loaded_adapter = adapters.load(models.in_dtype(loaded.model, torch.float32), folder)
         return models.in_dtype(loaded_adapter, torch.float32)
 

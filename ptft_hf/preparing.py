@@ -137,6 +137,11 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
     }
     if recipes.from_nothing(plan.model) and task.reads == "text":
         facts["tokenizer"] = models.tokenizer_fingerprint(tokenizer)
+    if plan.adapter.head_learning_rate is not None and not loaded.head:
+        raise RecipeError(
+            f"{plan.adapter.name}: head_learning_rate: {type(loaded.model).__name__} has no new head: all of it is "
+            "pretrained; leave it out"
+        )
     check_earlier(plan.config, plan.adapter, loaded.model.config, facts)
     with models.quiet():
         attached = method.attach(loaded.model, loaded.head, task.peft_task_type)

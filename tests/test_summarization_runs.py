@@ -80,6 +80,7 @@ def test_what_is_saved_is_what_was_trained(
     assert trained.run["proof"]["max_difference"] == 0
     assert trained.run["model"]["head"] == []  # what a language model has above its trunk is pretrained
     loaded = ptft_hf.load(output)
+    assert loaded.model.generation_config.max_new_tokens == 8
     answers = trained.predict(TEXTS)
     assert loaded.predict(TEXTS, batch_size=4) == answers
     assert len({answer["summary"] for answer in answers}) > (architecture != "pegasus")  # a random one says one thing
@@ -120,6 +121,8 @@ def test_a_language_model_has_no_head_to_train_alone(
         run(writer("llama"), "partial/head_only", tmp_path / "run")
     with pytest.raises(AdapterError, match="would stand behind 20 of the prompt's"):
         run(writer("llama"), "prompt/tokens20", tmp_path / "run")
+    with pytest.raises(RecipeError, match="head_learning_rate: LlamaForCausalLM has no new head"):
+        run(writer("llama"), "full/default", tmp_path / "run", **{"adapter.head_learning_rate": 0.01})
     assert not (tmp_path / "run").exists()
 
 

@@ -95,6 +95,8 @@ def loop(args: argparse.Namespace) -> dict[str, Any]:
     whole = [[*row["input_ids"], row["labels"][-1]] for row in encoded]
     trained = [[-100, *row["labels"]] for row in encoded]
     bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        model(input_ids=torch.tensor(whole[:1]))  # ours has run once, too, before its clock starts
     model.train()
     losses, start = [], time.perf_counter()
     for batch in batches:
@@ -111,7 +113,12 @@ def loop(args: argparse.Namespace) -> dict[str, Any]:
         optimizer.zero_grad()
         losses.append(loss.item())
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "tokens": tokens_of(encoded), "loss": sum(losses[-5:]) / len(losses[-5:])}
+    return {
+        "seconds": seconds,
+        "tokens": tokens_of(encoded),
+        "first_loss": losses[0],
+        "loss": sum(losses[-5:]) / len(losses[-5:]),
+    }
 
 
 def ours(args: argparse.Namespace) -> dict[str, Any]:
@@ -124,7 +131,7 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
         "learning_rate": LEARNING_RATE,
         "weight_decay": 0.0,
         "warmup_steps": 0,
-        "logging_steps": 5,
+        "logging_steps": 1,
         "eval_strategy": "no",
         "save_strategy": "no",
     }
@@ -138,7 +145,8 @@ def ours(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "seconds": run["training"]["seconds"],
         "tokens": tokens_of(ready.encoded["train"]),
-        "loss": losses[-1],
+        "first_loss": losses[0],  # the loop's, if the batches are the same
+        "loss": sum(losses[-5:]) / len(losses[-5:]),
     }
 
 
@@ -163,7 +171,7 @@ def by_length(args: argparse.Namespace) -> dict[str, Any]:
     model, tokenizer, task = load(args)
     prompts = task.encode(rows_of("test", args.test_rows).select_columns("document"), tokenizer, 512)[0]
     start = time.perf_counter()
-    outputs = task.outputs(model, prompts, tokenizer, 32)
+    outputs = task.outputs(model, prompts, tokenizer, args.generate_batch_size)
     return {"seconds": time.perf_counter() - start, "texts": [row.summary for row in outputs]}
 
 
@@ -204,6 +212,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200, help="training rows")
     parser.add_argument("--test-rows", type=int, default=100, help="rows to summarize")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--generate-batch-size", type=int, default=32, help="of ours")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
