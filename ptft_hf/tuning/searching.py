@@ -46,8 +46,8 @@ def tune(
 ) -> TrainedModel:
     """Try settings, choose by the validation metric, train the winner once more and read the test set, once.
 
-    Each try is a run as :func:`ptft_hf.train`'s, scored on validation alone; one that is worse than the median of
-    the others at the same evaluation is stopped. All are kept in ``tune.db``: the same call goes on where a stopped
+    Each try is a run as :func:`ptft_hf.train`'s, scored on validation alone; one whose best so far is worse than the
+    median of the others at the same evaluation is stopped. All are kept in ``tune.db``: the same call goes on where a stopped
     search was, and with more ``trials`` it searches on. The n-th try draws from ``seed + n``, so that a search that
     was stopped ends as one that was not.
 
@@ -219,7 +219,7 @@ def one_try(
         state = states.COMPLETE
     except optuna.TrialPruned:
         state = states.PRUNED
-        report.say("  stopped early: worse than the median of the others")
+        report.say("  stopped early: its best so far is worse than the median of the others")
     except (ModelError, AdapterError, RecipeError) as error:
         trial.set_user_attr("error", str(error))
         report.say(f"  failed: {error}", style="yellow")
