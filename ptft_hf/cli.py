@@ -352,6 +352,54 @@ def compare(
 
 
 @app.command()
+def tune(
+    model: Annotated[
+        str, typer.Option(help="Hub id, name@revision, or folder of the pretrained checkpoint.")
+    ],
+    task: Annotated[str, typer.Option(help="Task recipe: a name from `ptft ls tasks`, or a YAML file.")],
+    adapter: Annotated[
+        str, typer.Option(help="Adapter recipe: a name from `ptft ls adapters`, or a YAML file.")
+    ],
+    search: Annotated[
+        list[str],
+        typer.Option(
+            metavar="KEY=RANGE",
+            help="log:1e-5:1e-2, uniform:0:0.3, int:1:4, logint:4:64 or a,b,c for a key as of --set; or a YAML file "
+            "of keys. May be given many times.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the tries' figures and the winner's run.")],
+    trials: Annotated[int, typer.Option(min=1, help="Tries in all.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the search, and of every run in it.")] = 42,
+    set_: Set = None,
+) -> None:
+    """Search ranges of settings by the validation metric, train the winner once, and test that."""
+    from ptft_hf import recipes
+    from ptft_hf.tuning import read_ranges
+
+    ranges = read_ranges(search)
+    if recipes.saved_adapter_kind(adapter) is None:
+        recipes.load_run(task, adapter, set_ or [])
+    from ptft_hf.tuning import searching
+
+    keep_freed_memory()
+    try:
+        searching.tune(
+            model=model,
+            task=task,
+            adapter=adapter,
+            search=ranges,
+            output_dir=output,
+            trials=trials,
+            seed=seed,
+            settings=set_ or [],
+        )
+    except KeyboardInterrupt as stop:
+        print("\nstopped; the same command goes on with the tries that are left", file=sys.stderr)
+        raise typer.Exit(130) from stop
+
+
+@app.command()
 def push(
     folder: Folder,
     repository: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub.")],

@@ -131,11 +131,12 @@ def run(
     resume: bool,
     overwrite: bool,
     evaluated: Sequence[str] = ("validation", "test"),
+    callbacks: Sequence[Any] = (),
 ) -> TrainedModel:
     """Train, test once, save, prove, publish.
 
     ``evaluated`` are the splits that the final model is scored on: without test where the run is one of several
-    tries, of which validation chooses.
+    tries, of which validation chooses; ``callbacks`` join the run's own.
     """
     from ptft_hf.trainer import Trainer
 
@@ -145,6 +146,8 @@ def run(
     arguments.eval_on_start = arguments.eval_on_start and start is None
     attention = choose_attention(ready, arguments)
     trainer = build_trainer(Trainer, plan, ready, arguments, folder)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     if is_main:
         describe(plan, ready, arguments, trainer, attention)
         records.begin(folder, written, start, overwrite and not resume)

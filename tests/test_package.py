@@ -131,7 +131,7 @@ LAYERS = [
     {"trainer"},
     {"records"},
     {"training"},
-    {"hub", "comparing"},
+    {"hub", "comparing", "tuning"},
     {"cli"},
     {"__main__"},
 ]
