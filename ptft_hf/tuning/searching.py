@@ -47,9 +47,9 @@ def tune(
     """Try settings, choose by the validation metric, train the winner once more and read the test set, once.
 
     Each try is a run as :func:`ptft_hf.train`'s, scored on validation alone; one whose best so far is worse than the
-    median of the others at the same evaluation is stopped. All are kept in ``tune.db``: the same call goes on where a stopped
-    search was, and with more ``trials`` it searches on. The n-th try draws from ``seed + n``, so that a search that
-    was stopped ends as one that was not.
+    median of the others at the same evaluation is stopped. All are kept in ``tune.db``: the same call goes on where a
+    stopped search was, and with more ``trials`` it searches on. The n-th try draws from ``seed + n``, so that a
+    search that was stopped ends as one that was not.
 
     Args:
         model: As :func:`ptft_hf.train`'s; so are ``task``, ``adapter``, ``data``, ``seed`` and ``settings``.
