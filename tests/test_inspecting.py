@@ -184,6 +184,21 @@ def test_an_encoder_decoders_input_and_target_are_shown() -> None:
     assert "the film was good" in "".join(s.text for s in found if s.mark == "input")
 
 
+def test_a_target_as_long_as_its_input_is_still_the_decoders() -> None:
+    """Whose labels may stand where the shorter input has padding."""
+    tokenizer = make_tokenizer("t5")
+    good, film = tokenizer.convert_tokens_to_ids(["good", "film"])
+    batch = batch_of(input_ids=[1, film, 2, 0], attention_mask=[1, 1, 1, 0], labels=[good, good, good, 2])
+    seq2seq = "AutoModelForSeq2SeqLM"
+    found = of_batch(batch, tokenizer, None, seq2seq)
+    assert found is not None
+    assert [s.text.strip() for s in found if s.mark == "trained"] == ["good good good </s>"]
+    for auto_class, padding in ((seq2seq, 0), ("AutoModelForCausalLM", 1)):
+        seen = checks._Seen()
+        checks._look_into(batch, {2}, tokenizer, seen, auto_class)
+        assert seen.padding == padding
+
+
 def test_pieces_are_what_the_text_grows_by() -> None:
     for name in ("bert", "gpt2"):
         tokenizer = make_tokenizer(name)

@@ -107,7 +107,7 @@ def segments_of(task: Any, row: Mapping[str, Any], tokenizer: Any) -> list[Segme
         found: list[Segment] = task.segments(row, tokenizer)
         return found
     batch = task.collator(tokenizer)([dict(row)])
-    marked = of_batch(batch, tokenizer, task.config().get("id2label"))
+    marked = of_batch(batch, tokenizer, task.config().get("id2label"), getattr(task, "auto_class", ""))
     if marked is not None:
         return marked
     ids = row["input_ids"]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ptft_hf.errors import DataError, ModelError
-from ptft_hf.tasks.marks import IGNORED, is_read
+from ptft_hf.tasks.marks import IGNORED, apart, is_read
 
 SAMPLE = 256
 """Rows that are collated and looked into, at equal distances."""
@@ -139,7 +139,7 @@ class _Seen:
 def _tokens(task: Any, encoded: Any, ends: set[int], tokenizer: Any, found: Findings) -> None:
     seen = _Seen()
     for batch in batches(task, encoded, tokenizer):
-        _look_into(batch, ends, tokenizer, seen)
+        _look_into(batch, ends, tokenizer, seen, task.auto_class)
     begin = tokenizer.bos_token or tokenizer.cls_token
     if 2 * seen.begun_twice > seen.rows:
         found.model.append(
@@ -177,7 +177,7 @@ def _tokens(task: Any, encoded: Any, ends: set[int], tokenizer: Any, found: Find
             )
 
 
-def _look_into(batch: Mapping[str, Any], ends: set[int], tokenizer: Any, seen: _Seen) -> None:
+def _look_into(batch: Mapping[str, Any], ends: set[int], tokenizer: Any, seen: _Seen, auto_class: str) -> None:
     ids, labels = batch["input_ids"], batch.get("labels")
     read = is_read(batch)
     seen.rows += len(ids)
@@ -190,7 +190,7 @@ def _look_into(batch: Mapping[str, Any], ends: set[int], tokenizer: Any, seen: _
     learnt = labels != IGNORED
     seen.nothing += int((~learnt.any(-1)).sum())
     seen.trained |= set(labels[learnt].unique().tolist())
-    if labels.shape == ids.shape:
+    if not apart(batch, auto_class):
         seen.padding += int((learnt & ~read).sum())
         # Labels that are shifted already stand one place before their token.
         at_place = bool((labels == ids)[learnt].all())

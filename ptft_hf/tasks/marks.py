@@ -66,7 +66,16 @@ def pieces(tokenizer: Any, ids: Sequence[int], marks: Sequence[tuple[Mark, str]]
     return found
 
 
-def of_batch(batch: Mapping[str, Any], tokenizer: Any, names: Mapping[int, str] | None) -> list[Segment] | None:
+def apart(batch: Mapping[str, Any], auto_class: str = "") -> bool:
+    """Whether labels are a decoder's own text, beside the encoder's, and not those of the input's tokens. Their
+    shapes do not tell: a target may be as long as its input."""
+    written = "decoder_input_ids" in batch or auto_class == "AutoModelForSeq2SeqLM"
+    return written or batch["labels"].shape != batch["input_ids"].shape
+
+
+def of_batch(
+    batch: Mapping[str, Any], tokenizer: Any, names: Mapping[int, str] | None, auto_class: str = ""
+) -> list[Segment] | None:
     """The only row of a collated batch, by its ``input_ids``, ``attention_mask`` and ``labels``; None if there is
     not a label for each token.
 
@@ -77,13 +86,14 @@ def of_batch(batch: Mapping[str, Any], tokenizer: Any, names: Mapping[int, str] 
         batch: Tensors ``[1, T]``; padding is not shown.
         tokenizer: Decodes.
         names: Of the labels, where they are classes and not tokens.
+        auto_class: The family's.
     """
     labels = batch.get("labels")
     if labels is None or labels.ndim != 2 or labels.is_floating_point() or "input_ids" not in batch:
         return None  # a class, a number, or an indicator for each class
     ids, wanted = batch["input_ids"][0].tolist(), labels[0].tolist()
     read = is_read(batch)[0].tolist()
-    if len(wanted) != len(ids):
+    if apart(batch, auto_class):
         source = [i for i, real in zip(ids, read, strict=True) if real]
         target = [i for i in wanted if i != IGNORED]
         learnt = pieces(tokenizer, target, [("trained", "")] * len(target))
