@@ -177,7 +177,8 @@ def policy_losses(
 def value_losses(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float
 ) -> Clipped:
-    """Half of ``max((V - R)^2, (clip(V, V_old - cliprange_value, V_old + cliprange_value) - R)^2)``; all ``[B, T]``."""
+    """Half of ``max((V - R)^2, (C - R)^2)``, where ``C`` is ``V`` kept within ``cliprange_value`` of ``old_values``;
+    all ``[B, T]``."""
     values, old_values, returns = (v.masked_fill(mask == 0, 0.0) for v in (values, old_values, returns))
     clipped = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
     return _larger(0.5 * (values - returns) ** 2, 0.5 * (clipped - returns) ** 2, mask)
