@@ -44,28 +44,6 @@ def test_whitening() -> None:
     close(alone, [[0.0]])  # of a single value there is no variance, and no NaN
 
 
-def test_moments_over_processes_are_those_of_the_whole_batch() -> None:
-    values = torch.tensor([[1.0, 2.0, 6.0], [7.0, NAN, 99.0]])
-    whole = ppo_math.masked_whiten(values, MASK)
-    sums: list[list[Tensor]] = [[], []]
-
-    def white(row: int, totals: Iterator[Tensor] | None) -> Tensor:
-        def total(part: Tensor) -> Tensor:
-            sums[row].append(part)
-            return part if totals is None else next(totals)
-
-        return ppo_math.masked_whiten(values[[row]], MASK[[row]], total=total)
-
-    known: list[Tensor] = []
-    for _ in range(3):  # count, sum, squares: each needs the total before it
-        for row in (0, 1):
-            sums[row].clear()
-            white(row, iter([*known, *(torch.tensor(1.0) for _ in range(3))]))
-        known.append(sums[0][len(known)] + sums[1][len(known)])
-    for row in (0, 1):
-        close(white(row, iter(known)), whole[[row]])
-
-
 # ---- KL ----
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ptft_hf.errors import did_you_mean
 from ptft_hf.recipes.documents import Key, shown
-from ptft_hf.recipes.models import DataSource, Fault, Recipe, keys_of, list_of
+from ptft_hf.recipes.models import DataSource, Fault, _Strict, keys_of, list_of
 
 _EXPECTED = {
     "string_type": "text",
@@ -30,7 +30,7 @@ _EXPECTED = {
 """What pydantic's kinds of errors say was expected."""
 
 
-def explain(error: ValidationError, recipe: type[Recipe], values: Mapping[str, Any]) -> list[Fault]:
+def explain(error: ValidationError, recipe: type[_Strict], values: Mapping[str, Any]) -> list[Fault]:
     """Every fault of a recipe's values, in the words of this project.
 
     Args:

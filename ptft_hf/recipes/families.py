@@ -11,10 +11,12 @@ from ptft_hf.recipes.models import (
     TaskRecipe,
     TokenClassificationRecipe,
 )
+from ptft_hf.recipes.prompts import PromptsRecipe
 
 TASK_FAMILIES: dict[str, type[TaskRecipe]] = {
     "sequence_classification": SequenceClassificationRecipe,
     "token_classification": TokenClassificationRecipe,
+    "prompts": PromptsRecipe,
 }
 ADAPTER_FAMILIES: dict[str, type[AdapterRecipe]] = {
     "full": FullRecipe,

@@ -10,19 +10,10 @@ Sources: Schulman et al. 2016 (GAE) and 2017 (PPO); Ziegler et al. 2019 (rewards
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-
-Sum = Callable[[Tensor], Tensor]
-"""Adds a tensor up over all processes."""
-
-
-def of_one_process(value: Tensor) -> Tensor:
-    return value
-
 
 # ---- means under a mask ----
 
@@ -35,26 +26,18 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     return kept.sum(dim) / mask.sum(dim)
 
 
-def masked_moments(values: Tensor, mask: Tensor, total: Sum = of_one_process) -> tuple[Tensor, Tensor]:
-    """Mean and variance (divided by ``n - 1``) where ``mask`` is 1, two scalars; of one value the variance is 0.
-
-    Args:
-        values: ``[B, T]``.
-        mask: ``[B, T]``.
-        total: Adds up over processes, so that all of them use the moments of the whole batch.
-    """
-    count = total(mask.sum().to(values.dtype))
-    mean = total(values.masked_fill(mask == 0, 0.0).sum()) / count
-    squares = total(((values - mean) ** 2).masked_fill(mask == 0, 0.0).sum())
+def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (divided by ``n - 1``) where ``mask`` is 1, two scalars; of one value the variance is 0."""
+    count = mask.sum()
+    mean = masked_mean(values, mask)
+    squares = ((values - mean) ** 2).masked_fill(mask == 0, 0.0).sum()
     return mean, squares / (count - 1).clamp(min=1)
 
 
-def masked_whiten(
-    values: Tensor, mask: Tensor, *, shift_mean: bool = True, total: Sum = of_one_process
-) -> Tensor:
+def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     """``[B, T]`` divided by the standard deviation, with mean 0 or, without ``shift_mean``, the mean that it had
     (a reward's sign means something); 0 at padding."""
-    mean, variance = masked_moments(values, mask, total)
+    mean, variance = masked_moments(values, mask)
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
     if not shift_mean:
         whitened = whitened + mean
@@ -203,9 +186,9 @@ def approx_kl(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     return 0.5 * masked_mean((logprobs - old_logprobs) ** 2, mask)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Sum = of_one_process) -> Tensor:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """``1 - Var(returns - values) / Var(returns)``, a scalar: 1 is a perfect critic, 0 is no better than a constant,
     below 0 is worse. NaN where all returns are the same."""
-    _, unexplained = masked_moments(returns - values, mask, total)
-    _, variance = masked_moments(returns, mask, total)
+    _, unexplained = masked_moments(returns - values, mask)
+    _, variance = masked_moments(returns, mask)
     return torch.where(variance > 0, 1 - unexplained / variance, torch.nan)
