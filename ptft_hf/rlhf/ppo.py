@@ -156,6 +156,11 @@ class Run:
         self.batch, self.step_size = batch_sizes(self.config, self.world)
         self.updates = number_of_updates(self.config, len(ready.prompts), self.world)
         self.trained = self.roles.trained()
+        if self.config.gradient_checkpointing:
+            with models.quiet():
+                for role in (self.roles.policy, self.roles.critic):
+                    plain = models.plain_model(role.model)
+                    plain.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = self._optimizer()
         kind, warmup = self.config.lr_scheduler_type, self.config.warmup_steps
         try:
@@ -193,7 +198,7 @@ class Run:
         config, started = self.config, time.perf_counter()
         self.findings = doctor_of(self.history, config)
         bar = report.bar(self.updates, "PPO", "update", done=self.update, show=self.is_main)
-        if self.update == 0 and self.is_main:
+        if self.update == 0 and self.is_main and config.num_sample_generations:
             self.sample_held_out()
         with bar:
             while self.update < self.updates:
