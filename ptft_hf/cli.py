@@ -102,6 +102,74 @@ def keep_freed_memory() -> None:
 
 
 @app.command()
+def ppo(
+    policy: Annotated[str, typer.Option(help="A causal LM, or the folder of a PEFT adapter on one (an SFT run).")],
+    reward: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[WEIGHT*]SOURCE[#LABEL]",
+            help="A sequence classifier's folder or checkpoint, or package.module:function. Several are added up.",
+        ),
+    ],
+    task: Annotated[str, typer.Option(help="Recipe of prompts: a name from `ptft ls tasks`, or a YAML file.")],
+    output: Annotated[Path, typer.Option(help="The folder that becomes the policy.")],
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Of a policy that is a checkpoint: lora/r16_all_linear by default, or full/default."),
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="A reward that is not trained for; the doctor looks whether it rises, too.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of new weights, order of prompts, answers and splits.")] = 42,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="An option of PPO (kl_coef=0.1), or task.*, adapter.*, model.* for a recipe's field.",
+        ),
+    ] = None,
+    stop_on: Annotated[
+        list[str] | None, typer.Option(help="A finding of the doctor that ends the run, or all.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest intact checkpoint.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run that is in --output.")
+    ] = False,
+) -> None:
+    """Train a policy by PPO for a reward, watched by the doctor; save it with its critic, and prove the save."""
+    from ptft_hf import recipes
+    from ptft_hf.recipes.ppo import load_ppo
+
+    sets = [*(set_ or []), *([f"stop_on=[{', '.join(stop_on)}]"] if stop_on else [])]
+    default = "lora/r16_all_linear" if recipes.saved_adapter_kind(policy) is None else None
+    if (recipe := adapter or default) is not None:
+        load_ppo(task, recipe, sets)  # every fault of the recipes, before torch is imported
+    from ptft_hf.rlhf.ppo import train_ppo
+
+    keep_freed_memory()
+    try:
+        train_ppo(
+            policy=policy,
+            reward=reward,
+            task=task,
+            output_dir=output,
+            adapter=adapter,
+            judge=judge,
+            seed=seed,
+            settings=sets,
+            resume=resume,
+            overwrite=overwrite,
+        )
+    except KeyboardInterrupt as stop:
+        if (output / "checkpoints").is_dir():
+            print("\nstopped; --resume goes on from the newest checkpoint", file=sys.stderr)
+        raise typer.Exit(130) from stop
+
+
+@app.command()
 def predict(
     folder: Folder,
     texts: Annotated[

@@ -65,7 +65,7 @@ def find_start(folder: Path, now: Mapping[str, Any], is_main: bool) -> Path | No
             *(f"{folder} cannot be resumed with other settings: {change}" for change in changes[:20])
         )
     start, skipped = checkpoints.newest_intact(
-        folder / "checkpoints", with_best=now["training"]["load_best_model_at_end"]
+        folder / "checkpoints", with_best=now["training"].get("load_best_model_at_end", False)
     )
     if is_main:
         for line in skipped:
@@ -174,18 +174,26 @@ def make_record(
         "metrics": dict(metrics),
         "report": dict(details),
         "notes": ready.notes,
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
-        },
-        "hardware": {
-            "machine": platform.machine(),
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
-            "processes": written["processes"],
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        },
+        "versions": versions(),
+        "hardware": hardware(written["processes"]),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that a run's figures depend on."""
+    names = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def hardware(processes: int) -> dict[str, Any]:
+    """Of this process, one of so many."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 
 

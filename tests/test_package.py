@@ -131,6 +131,7 @@ LAYERS = [
     {"trainer"},
     {"records"},
     {"training"},
+    {"rlhf"},
     {"hub", "comparing", "tuning"},
     {"cli"},
     {"__main__"},

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from ptft_hf.errors import did_you_mean
 from ptft_hf.recipes.corpora import Cleaning, TokenizerRecipe
 from ptft_hf.recipes.documents import Key, shown
-from ptft_hf.recipes.models import DataSource, Fault, Recipe, keys_of, list_of
+from ptft_hf.recipes.models import DataSource, Fault, _Strict, keys_of, list_of
 
 _EXPECTED = {
     "string_type": "text",
@@ -34,7 +34,7 @@ _INNER: dict[str, type[BaseModel]] = {"data": DataSource, "cleaning": Cleaning, 
 """Keys that hold a map with keys of its own."""
 
 
-def explain(error: ValidationError, recipe: type[Recipe], values: Mapping[str, Any]) -> list[Fault]:
+def explain(error: ValidationError, recipe: type[_Strict], values: Mapping[str, Any]) -> list[Fault]:
     """Every fault of a recipe's values, in the words of this project.
 
     Args:

@@ -13,6 +13,7 @@ from ptft_hf.recipes.models import (
     TaskRecipe,
     TokenClassificationRecipe,
 )
+from ptft_hf.recipes.prompts import PromptsRecipe
 from ptft_hf.recipes.summarization import SummarizationRecipe
 
 TASK_FAMILIES: dict[str, type[TaskRecipe]] = {
@@ -22,6 +23,7 @@ TASK_FAMILIES: dict[str, type[TaskRecipe]] = {
     "masked_lm": MaskedLMRecipe,
     "causal_lm": CausalLMRecipe,
     "summarization": SummarizationRecipe,
+    "prompts": PromptsRecipe,
 }
 ADAPTER_FAMILIES: dict[str, type[AdapterRecipe]] = {
     "full": FullRecipe,

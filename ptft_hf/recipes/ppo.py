@@ -1,0 +1,85 @@
+"""All settings of a PPO run, loaded and checked together, before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ptft_hf.errors import RecipeError, did_you_mean
+from ptft_hf.recipes import load_run
+from ptft_hf.recipes.documents import Document, Origin, parse
+from ptft_hf.recipes.explaining import explain
+from ptft_hf.recipes.models import AdapterRecipe, FullRecipe, PeftRecipe
+from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
+
+
+def load_ppo(
+    task: str | Path | PromptsRecipe, adapter: str | Path | AdapterRecipe, sets: Sequence[str] = ()
+) -> tuple[PromptsRecipe, AdapterRecipe, PPOConfig]:
+    """Load and check all settings of a PPO run.
+
+    Args:
+        task: A catalogue name, a file, or a recipe of the family ``prompts``.
+        adapter: A catalogue name, a file, or a recipe: a method of PEFT, or ``full``.
+        sets: ``key=value``: a bare name is an option of :class:`PPOConfig`; ``task.*``, ``adapter.*``, ``model.*``
+            are fields of the recipes.
+
+    Raises:
+        RecipeError: With every fault of all of them.
+    """
+    dotted = [pair for pair in sets if "." in pair.partition("=")[0]]
+    given, problems = _options([pair for pair in sets if pair not in dotted])
+    try:
+        the_task, the_adapter, _ = load_run(task, adapter, dotted)
+    except RecipeError as error:
+        raise RecipeError(*error.problems, *problems, *_config(given, "", given)[1]) from error
+    if not isinstance(the_task, PromptsRecipe):
+        problems.append(
+            f"{the_task.name}: PPO needs prompts, a recipe of the family prompts, not {the_task.family}"
+        )
+        raise RecipeError(*problems)
+    if not isinstance(the_adapter, PeftRecipe | FullRecipe):
+        problems.append(
+            f"{the_adapter.name}: PPO trains with a method of PEFT or in full, not with {the_adapter.family}"
+        )
+    config, faults = _config({**the_task.ppo, **given}, the_task.name, given)
+    if problems or faults or config is None:
+        raise RecipeError(*problems, *faults)
+    return the_task, the_adapter, config
+
+
+def _options(pairs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Options by name, and what is wrong with the pairs."""
+    options: dict[str, Any] = {}
+    problems = []
+    for pair in pairs:
+        name, equals, text = (part.strip() for part in pair.partition("="))
+        document = Document({}, {(): Origin("", Path.cwd())})
+        if not equals or not name or not text:
+            problems.append(f"--set {pair}: expected key=value")
+        elif name not in PPOConfig.model_fields:
+            problems.append(
+                f"--set {pair}: unknown option of PPO {name!r}{did_you_mean(name, PPOConfig.model_fields)}"
+            )
+        elif name in options:
+            problems.append(f"--set {pair}: given twice")
+        else:
+            options[name] = parse(text, document)
+            problems += [f"--set {pair}: {problem.removeprefix(': ')}" for problem in document.problems]
+    return options, problems
+
+
+def _config(
+    values: Mapping[str, Any], task: str, given: Mapping[str, Any]
+) -> tuple[PPOConfig | None, list[str]]:
+    try:
+        return PPOConfig.model_validate(dict(values)), []
+    except ValidationError as error:
+        faults = explain(error, PPOConfig, dict(values))
+    places = {name: "--set " if name in given else f"{task}: ppo." for name in values}
+    return None, [
+        f"{places.get(str(key[0]), '') if key else ''}{'.'.join(map(str, key))}: {m}" for key, m in faults
+    ]

@@ -1,0 +1,164 @@
+"""Prompts to be answered, and PPO's options, named as in TRL's ``PPOConfig`` where it had them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ptft_hf.errors import did_you_mean
+from ptft_hf.recipes.documents import shown
+from ptft_hf.recipes.models import Fault, TaskRecipe, _Strict, list_of
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+FINDINGS = (
+    "negative_kl", "kl_runaway", "answers_grow", "answers_collapse", "critic_useless", "clip_fraction_zero",
+    "clip_fraction_high", "entropy_collapse", "reward_hacking", "not_a_number",
+)  # fmt: skip
+"""What the doctor can find (:mod:`ptft_hf.rlhf.doctor`)."""
+
+
+class PPOConfig(_Strict):
+    """How PPO trains.
+
+    An update samples ``per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches`` answers on each
+    process and takes ``num_ppo_epochs x num_mini_batches`` optimizer steps on them. (TRL's updates were smaller: its
+    minibatches were parts of ``per_device_train_batch_size x gradient_accumulation_steps``.)
+
+    Raises:
+        pydantic.ValidationError: If a name is unknown or a value of the wrong type.
+    """
+
+    # ---- how much ----
+    total_episodes: Count | None = None
+    """Answers to be sampled; None is ``num_train_epochs`` times the prompts."""
+    num_train_epochs: Positive = 1.0
+    """How often each prompt is answered."""
+    per_device_train_batch_size: Count = 8
+    """Answers in a forward and backward pass."""
+    gradient_accumulation_steps: Count = 1
+    """Such passes in an optimizer step; the step is that of one larger batch."""
+    num_mini_batches: Count = 1
+    """Optimizer steps that an epoch over an update's answers takes."""
+    num_ppo_epochs: Count = 4
+    """How often an update's answers are learnt from."""
+    local_rollout_forward_batch_size: Count = 64
+    """Rows that run together where there is no backward pass."""
+
+    # ---- sampling ----
+    response_length: Count = 53
+    """The longest answer, in tokens."""
+    temperature: Positive = 0.7
+    """Of the distribution that is sampled from, and of all log-probabilities. Cutting it (top-k, top-p) would make
+    the ratios of the loss wrong, and is not offered."""
+    stop_token_id: Annotated[int, Field(ge=0)] | None = None
+    """Ends an answer, besides the tokenizer's and the model's own end tokens."""
+
+    # ---- rewards ----
+    kl_coef: NotNegative = 0.05
+    """The KL penalty's coefficient; at the start, if it is adaptive."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """See :func:`ptft_hf.rlhf.ppo_math.kl_per_token`."""
+    adap_kl_ctrl: bool = False
+    """Adapt the coefficient such that an answer's KL approaches ``target`` (Ziegler et al. 2019)."""
+    target: Positive = 6.0
+    """Nats an answer."""
+    horizon: Count = 10_000
+    """Answers over which the coefficient changes by a fifth if the KL is far off."""
+    missing_eos_penalty: NotNegative | None = None
+    """Taken from the score of an answer without an end token."""
+    whiten_rewards: bool = False
+    """Give rewards a variance of 1 (their mean stays)."""
+    whiten_advantages: bool = True
+    """Give advantages a mean of 0 and a variance of 1, as TRL always did."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """Of generalised advantage estimation."""
+
+    # ---- losses and steps ----
+    cliprange: Positive = 0.2
+    cliprange_value: Positive = 0.2
+    vf_coef: NotNegative = 0.1
+    """Of the value loss."""
+    learning_rate: Positive | None = None
+    """None is 1e-4 for adapters and TRL's 3e-6 for whole models."""
+    critic_learning_rate: Positive | None = None
+    """Of the critic, where it has weights of its own; None is ``learning_rate``."""
+    lr_scheduler_type: str = "linear"
+    """As in ``TrainingArguments``; it steps once an update."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Updates."""
+    weight_decay: NotNegative = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Positive = 1e-5
+    """As in the first PPO for language models (Ziegler et al. 2019), not Adam's own 1e-8."""
+    max_grad_norm: NotNegative = 1.0
+    """Gradients are clipped to this norm, those of policy and critic each for themselves; 0 does not clip."""
+    value_model: Literal["adapter", "policy_trunk"] = "adapter"
+    """``adapter``: the critic has weights of its own. ``policy_trunk``: it is a head on the policy's hidden states,
+    which costs one pass less forwards and backwards, and lets both losses pull at the same weights."""
+    bf16: bool | None = None
+    """Frozen weights and autocast in bfloat16; trained weights stay float32. None: where the machine has the
+    instructions."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
+
+    # ---- what is kept and said ----
+    save_steps: NotNegative = 0.1
+    """Updates between checkpoints; below 1 a part of all updates; 0 saves none."""
+    save_total_limit: Count = 1
+    num_sample_generations: Annotated[int, Field(ge=0)] = 10
+    """How often through training the page of samples gets new answers."""
+    stop_on: list[str] = Field(default_factory=list)
+    """Findings of the doctor that end the run, or ``all``; the others are warnings."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        yield from super().faults(values)
+        given = values.get("stop_on")
+        for index, name in enumerate(given if isinstance(given, list) else ()):
+            if name not in (*FINDINGS, "all"):
+                near = did_you_mean(str(name), FINDINGS) or list_of((*FINDINGS, "all"))
+                yield ("stop_on", index), f"the doctor has no finding {shown(name)}{near}"
+        for name in ("target", "horizon"):
+            if (
+                not values.get("adap_kl_ctrl")
+                and values.get(name) != cls.model_fields[name].default
+                and name in values
+            ):
+                yield (name,), "has no effect without adap_kl_ctrl: true"
+        if values.get("value_model") == "policy_trunk" and values.get("critic_learning_rate") is not None:
+            yield ("critic_learning_rate",), "has no effect with value_model: policy_trunk; leave it out"
+
+
+class PromptsRecipe(TaskRecipe):
+    """Prompts that a policy answers; what is a good answer a reward says."""
+
+    prompt_tokens: Count | None = None
+    """Take the first so many tokens of each text, to be gone on from; None takes it whole."""
+    ppo: dict[str, Any] = Field(default_factory=dict)
+    """Options of :class:`PPOConfig` that suit these prompts; ``--set`` stands over them."""
+
+    @classmethod
+    def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
+        yield from super().faults(values)
+        columns = values.get("columns")
+        for name in columns if isinstance(columns, dict) else ():
+            if name not in ("prompt", "messages", "reference"):
+                known = ("prompt", "messages", "reference")
+                yield (
+                    ("columns", name),
+                    f"unknown column {name!r}{did_you_mean(name, known) or list_of(known)}",
+                )
+        for name in values.get("training") or () if isinstance(values.get("training"), dict) else ():
+            yield ("training", name), "has no effect on prompts: PPO's options stand under ppo:"
+        options = values.get("ppo")
+        for name in options if isinstance(options, dict) else ():
+            if name not in PPOConfig.model_fields:
+                near = did_you_mean(name, PPOConfig.model_fields)
+                yield ("ppo", name), f"unknown option of PPO {name!r}{near}"

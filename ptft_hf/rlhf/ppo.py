@@ -1,0 +1,640 @@
+"""Proximal policy optimisation of a language model: :func:`train_ppo`, one numbered story.
+
+``torchrun --nproc_per_node 2 -m ptft_hf ppo ...`` runs it on several processes. Each samples and learns from its
+share of an update's answers; all of them hold the whole update's numbers, so that whitening, losses and steps are
+those of one process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ptft_hf import checkpoints, forward, models, records, report, training
+from ptft_hf.errors import ModelError, OutputError, RecipeError
+from ptft_hf.rlhf import doctor, ppo_math, reporting, rollouts, saving
+from ptft_hf.rlhf.preparing import (
+    Plan,
+    Ready,
+    batch_sizes,
+    learning_rates,
+    make_plan,
+    number_of_updates,
+    prepare,
+    uses_bf16,
+)
+from ptft_hf.rlhf.rewards import Answered
+from ptft_hf.rlhf.rollouts import Rollouts
+from ptft_hf.tasks.prompts import Prompt
+
+SAMPLED_PROMPTS = 8
+"""Held-out prompts on the page of samples."""
+
+
+def train_ppo(
+    *,
+    policy: str | Path,
+    reward: Any,
+    task: Any,
+    output_dir: str | Path,
+    adapter: Any = None,
+    judge: Any = None,
+    data: Any = None,
+    seed: int = 42,
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train a policy by PPO, save it with its critic, and prove the save.
+
+    Args:
+        policy: A causal LM: hub id, ``name@revision`` or folder; or the folder of a PEFT adapter on one (an SFT run),
+            which is trained further and is also the reference that the KL is measured against. Of a checkpoint the
+            reference is the checkpoint itself.
+        reward: What is to be maximised (:mod:`ptft_hf.rlhf.rewards`): a text ``[WEIGHT*]SOURCE[#LABEL]``, a function
+            ``(prompts, answers) -> floats``, or a list of these, which are added up.
+        task: Catalogue name or YAML file of a recipe of the family ``prompts``, or the recipe itself.
+        output_dir: The folder that becomes the policy; its critic is in ``critic/``.
+        adapter: Of a policy that is a checkpoint: an adapter recipe, or a ``PeftConfig``; ``lora/r16_all_linear`` by
+            default. ``full/default`` trains policy and critic in full, as models of their own.
+        judge: Another reward, which is not trained for: the doctor looks whether it rises, too.
+        data: Used instead of the recipe's ``data``.
+        seed: Of new weights, the order of prompts, the answers, and any split that is made.
+        settings: ``key=value`` strings as after ``--set``, or a mapping: options of
+            :class:`ptft_hf.recipes.prompts.PPOConfig`, and ``task.*``, ``adapter.*``, ``model.*`` for recipe fields.
+        resume: Go on from the newest intact checkpoint in ``output_dir``.
+        overwrite: Replace a run that is in ``output_dir``.
+
+    Returns:
+        The content of ``run.json``.
+
+    Raises:
+        PtftError: A subclass says what is wrong; before training starts, nothing has been written.
+    """
+    # 1. What was asked, and whether the output folder may be written to.
+    plan = make_plan(policy, reward, task, adapter, judge, seed, settings)
+    folder = Path(output_dir)
+    finished = training.check_output(folder, resume, overwrite)
+    if overwrite:
+        training.check_sources(folder, [policy, *(r for r in plan.reward if isinstance(r, str | Path))])
+    if finished:
+        report.say(f"{folder} holds the finished run already; nothing to resume")
+        return checkpoints.read_json(folder / "run.json")
+
+    # 2. What it needs: prompts, one base with an adapter for each part (or models of their own), rewards.
+    ready = prepare(plan, data)
+    run = Run(plan, ready, folder)
+    written = identity(run)
+    start = records.find_start(folder, written, run.is_main) if resume else None
+    if run.is_main:
+        describe(run)
+        records.begin(folder, written, start, overwrite and not resume)
+    run.accelerator.wait_for_everyone()
+
+    # 3. Sample, score and learn, update after update.
+    if start is not None:
+        saving.load_checkpoint(run, start)
+    elif run.is_main:
+        saving.discard_logs(folder)
+    with models.quiet():
+        run.learn()
+
+    # 4. Save beside the final place, prove, and only then move into it.
+    if run.is_main:
+        finish(run)
+    run.accelerator.wait_for_everyone()
+    return checkpoints.read_json(folder / "run.json")
+
+
+class Experience(NamedTuple):
+    """What an update learns from: ``B`` answers of up to ``T`` tokens; all but ``rollouts`` and ``scores`` are
+    ``[B, T]``, 0 at padding."""
+
+    rollouts: Rollouts
+    scores: Tensor
+    """``[B]``, the missing end token's penalty taken off."""
+    logprobs: Tensor
+    values: Tensor
+    kl: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def take(self, rows: Tensor) -> Experience:
+        """Some rows, without the columns that are padding in all of them."""
+        some = self.rollouts.take(rows)
+        length = some.mask.shape[1]
+        return Experience(some, self.scores[rows], *(value[rows, :length] for value in self[2:]))
+
+
+class Run:
+    """A run of PPO: its parts, and where it is."""
+
+    def __init__(self, plan: Plan, ready: Ready, folder: Path) -> None:
+        import accelerate
+        import transformers
+
+        self.plan, self.ready, self.folder, self.config = plan, ready, folder, plan.config
+        self.roles = ready.roles
+        self.accelerator = accelerate.Accelerator(cpu=not torch.cuda.is_available())
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.is_main, self.device = self.accelerator.is_main_process, self.accelerator.device
+        if self.accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            raise RecipeError(
+                f"PPO runs on several processes that each hold the models; {self.accelerator.distributed_type.value} "
+                "cannot be had yet: start it with torchrun"
+            )
+        self.bf16 = uses_bf16(self.config)
+        self.base_options = {n: v for n, v in plan.task.model.items() if n != "max_length"}
+        self.batch, self.step_size = batch_sizes(self.config, self.world)
+        self.updates = number_of_updates(self.config, len(ready.prompts), self.world)
+        self.trained = self.roles.trained()
+        if self.config.gradient_checkpointing:
+            with models.quiet():
+                for role in (self.roles.policy, self.roles.critic):
+                    plain = models.plain_model(role.model)
+                    plain.gradient_checkpointing_enable({"use_reentrant": False})
+        self.optimizer = self._optimizer()
+        kind, warmup = self.config.lr_scheduler_type, self.config.warmup_steps
+        try:
+            self.scheduler = transformers.get_scheduler(kind, self.optimizer, warmup, self.updates)
+        except ValueError as error:
+            raise RecipeError(f"lr_scheduler_type: {kind!r}: {error}") from error
+        self.controller: ppo_math.AdaptiveKLController | ppo_math.FixedKLController
+        if self.config.adap_kl_ctrl:
+            given = (self.config.kl_coef, self.config.target, self.config.horizon)
+            self.controller = ppo_math.AdaptiveKLController(*given)
+        else:
+            self.controller = ppo_math.FixedKLController(self.config.kl_coef)
+        self.generator = torch.Generator().manual_seed(plan.seed)
+        self.update = self.episode = 0
+        self.history: list[dict[str, Any]] = []
+        self.findings: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        policy_rate, critic_rate = learning_rates(self.plan)
+        groups = [
+            {"params": list(self.trained["policy"].values()), "lr": policy_rate},
+            {"params": list(self.trained["critic"].values()), "lr": critic_rate},
+        ]
+        config = self.config
+        betas = (config.adam_beta1, config.adam_beta2)
+        return torch.optim.AdamW(
+            groups, betas=betas, eps=config.adam_epsilon, weight_decay=config.weight_decay
+        )
+
+    # ---- 3. the story ----
+
+    def learn(self) -> None:
+        """All updates that are left."""
+        config, started = self.config, time.perf_counter()
+        self.findings = doctor_of(self.history, config)
+        bar = report.bar(self.updates, "PPO", "update", done=self.update, show=self.is_main)
+        if self.update == 0 and self.is_main and config.num_sample_generations:
+            self.sample_held_out()
+        with bar:
+            while self.update < self.updates:
+                # 3.1 The next prompts: each once, in a new order, before any comes again.
+                began = time.perf_counter()
+                prompts = self.next_prompts()
+                # 3.2 An answer to each, and what the reward and the held-out judge say of it.
+                batch = self.answer(prompts, self.uniforms(len(prompts)))
+                parts, judged = self.score(batch)
+                # 3.3 Log-probabilities under policy and reference, and the critic's values, before any step is taken.
+                # 3.4 Rewards: the KL penalty at each token, the score at the last; and from them advantages.
+                experience, figures = self.experience(batch.rollouts, self.ready.reward.total(parts))
+                sampled = time.perf_counter()
+                # 3.5 Several epochs of minibatches, each an optimizer step on both clipped losses.
+                learnt: list[dict[str, float]] = []
+                for _ in range(config.num_ppo_epochs):
+                    order = torch.randperm(self.batch, generator=self.generator)
+                    for rows in torch.split(order, self.step_size):
+                        learnt.append(self.step(experience, rows))
+                # 3.6 The log; the schedule and the KL controller move on.
+                self.update, self.episode = self.update + 1, self.episode + self.batch
+                line = self.figures(experience, figures, learnt, parts, judged)
+                line |= {"time/rollout": sampled - began, "time/learning": time.perf_counter() - sampled}
+                self.scheduler.step()
+                self.controller.update(line["objective/kl"], self.batch)
+                self.log(line)
+                bar.set_postfix(
+                    score=f"{line['objective/scores']:.3f}", kl=f"{line['objective/kl']:.2f}", refresh=False
+                )
+                bar.update()
+                # 3.7 The doctor; samples for people; a checkpoint.
+                stop = self.ask_doctor()
+                if self.is_main and self.is_due(config.num_sample_generations):
+                    self.sample_held_out()
+                if self.is_main and (stop or self.saves_now()):
+                    saving.save_checkpoint(self, self.folder / "checkpoints")
+                self.accelerator.wait_for_everyone()
+                if stop:
+                    raise ModelError(
+                        f"the doctor stopped the run at update {self.update}: {stop}",
+                        f"its checkpoints: {self.folder / 'checkpoints'}; --resume goes on with another stop_on",
+                    )
+        self.seconds += time.perf_counter() - started
+
+    # ---- 3.1 and 3.2: prompts, answers, scores ----
+
+    def next_prompts(self) -> list[Prompt]:
+        """The update's ``batch`` prompts; their order depends on seed and epoch alone."""
+        count = len(self.ready.prompts)
+        chosen: list[Prompt] = []
+        for number in range(self.episode, self.episode + self.batch):
+            epoch, place = divmod(number, count)
+            draw = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + epoch)
+            if place == 0 or not chosen:
+                order = torch.randperm(count, generator=draw).tolist()
+            chosen.append(self.ready.prompts[order[place]])
+        return chosen
+
+    def uniforms(self, count: int) -> Tensor:
+        """``[count, response_length]`` numbers in [0, 1), which all processes draw alike."""
+        return torch.rand(count, self.config.response_length, generator=self.generator)
+
+    def answer(self, prompts: Sequence[Prompt], uniforms: Tensor, alone: bool = False) -> Answered:
+        """An answer to each prompt; each process samples its share, and gets those of the others."""
+        own = range(len(prompts)) if alone else self.share(range(len(prompts)))
+        with self.roles.policy.playing() as model, self.autocast():
+            answers = rollouts.generate(
+                model,
+                [prompts[i].ids for i in own],
+                uniforms[list(own)],
+                end_ids=self.ready.end_ids,
+                pad_id=self.ready.tokenizer.pad_token_id,
+                temperature=self.config.temperature,
+                batch_size=self.config.local_rollout_forward_batch_size,
+            )
+        if not alone:
+            answers = self.gathered(answers, len(prompts))
+        ids, pad = [prompt.ids for prompt in prompts], self.ready.tokenizer.pad_token_id
+        texts = [self.text(prompt.ids, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        made = rollouts.collate(ids, answers, self.ready.end_ids, pad, self.device)
+        return Answered([prompt.text for prompt in prompts], texts, made)
+
+    def text(self, prompt: list[int], answer: list[int]) -> str:
+        """An answer's text. It is what the prompt's text goes on with: decoded alone, some tokenizers would drop the
+        space that it begins with."""
+        decode = self.ready.tokenizer.decode
+        before, whole = (decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *answer]))
+        return str(
+            whole[len(before) :] if whole.startswith(before) else decode(answer, skip_special_tokens=True)
+        )
+
+    def score(self, batch: Answered) -> tuple[dict[str, list[float]], list[float] | None]:
+        """Each reward's scores by its name, and the held-out judge's; each process scores its share."""
+        rows = torch.tensor(list(self.share(range(len(batch.answers)))))
+        own = Answered(
+            [batch.prompts[i] for i in rows], [batch.answers[i] for i in rows], batch.rollouts.take(rows)
+        )
+        parts = self.ready.reward.parts(own)
+        judged = None if self.ready.judge is None else self.ready.judge(own)
+        count = len(batch.answers)
+        found = {name: self.gathered(scores, count) for name, scores in parts.items()}
+        return found, None if judged is None else self.gathered(judged, count)
+
+    # ---- 3.3 and 3.4: what is learnt from ----
+
+    @torch.no_grad()
+    def experience(self, made: Rollouts, scores: list[float]) -> tuple[Experience, dict[str, float]]:
+        """Log-probabilities, values, KL, rewards and advantages of all answers, and figures for the log."""
+        config, mask = self.config, made.mask
+        order = sorted(self.share(range(len(mask))), key=lambda i: -int(made.attention[i].sum()))
+        size = self.config.local_rollout_forward_batch_size
+        parts = [torch.tensor(order[start : start + size]) for start in range(0, len(order), size)]
+        policy, reference, values, entropy = (torch.zeros(mask.shape, device=self.device) for _ in range(4))
+
+        def fill(target: Tensor, rows: Tensor, found: Tensor) -> None:
+            target[rows, : found.shape[1]] = found.float()
+
+        with self.roles.policy.playing() as model, self.autocast():
+            for rows in parts:
+                batch = made.take(rows)
+                states = rollouts.hidden_states(model, batch)
+                found = rollouts.answer_logprobs(model, states, batch, config.temperature)
+                fill(policy, rows, found.logprobs)
+                fill(entropy, rows, found.entropy)
+                if self.roles.shares_trunk:
+                    fill(values, rows, self.roles.critic.values(batch, states))
+        with self.roles.reference.playing() as model, self.autocast():
+            for rows in parts:
+                batch = made.take(rows)
+                states = rollouts.hidden_states(model, batch)
+                fill(
+                    reference,
+                    rows,
+                    rollouts.answer_logprobs(model, states, batch, config.temperature).logprobs,
+                )
+        if not self.roles.shares_trunk:
+            with self.roles.critic.playing(), self.autocast():
+                for rows in parts:
+                    fill(values, rows, self.roles.critic.values(made.take(rows)))
+        policy, reference, values, entropy = (self.summed(v) for v in (policy, reference, values, entropy))
+
+        given = torch.tensor(scores, dtype=torch.float32, device=self.device)
+        given = ppo_math.penalised_scores(given, made.ended, config.missing_eos_penalty)
+        kl = ppo_math.kl_per_token(policy, reference, mask, config.kl_estimator)
+        rewards = ppo_math.token_rewards(given, kl, mask, self.controller.value)
+        if config.whiten_rewards:
+            rewards = ppo_math.masked_whiten(rewards, mask, shift_mean=False)
+        advantages, returns = ppo_math.gae(rewards, values, mask, config.gamma, config.lam)
+        if config.whiten_advantages:
+            advantages = ppo_math.masked_whiten(advantages, mask)
+        figures = {
+            "objective/entropy": -policy.sum(1).mean().item(),
+            "policy/entropy_avg": ppo_math.masked_mean(entropy, mask).item(),
+            "val/explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
+        }
+        return Experience(made, given, policy, values, kl, advantages, returns), figures
+
+    # ---- 3.5: one optimizer step ----
+
+    def step(self, experience: Experience, rows: Tensor) -> dict[str, float]:
+        """An optimizer step on one minibatch, ``rows`` of the update's answers.
+
+        Its loss is the mean over all tokens of the minibatch, however they fall into passes and processes. Returns
+        means over these tokens, and the gradients' norms before they are clipped.
+        """
+        config, tokens = self.config, experience.rollouts.mask[rows].sum()
+        sums: dict[str, Tensor] = {}
+        for part in torch.split(rows[self.rank :: self.world], config.per_device_train_batch_size):
+            batch = experience.take(part)
+            for name, value in self.backward(batch, tokens).items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
+        norms = {}
+        for name, parameters in self.trained.items():
+            own = [p for p in parameters.values() if p.grad is not None]
+            self.add_up_gradients(own)
+            norm = (
+                torch.nn.utils.clip_grad_norm_(own, config.max_grad_norm or math.inf)
+                if own
+                else torch.zeros(())
+            )
+            norms["policy/grad_norm" if name == "policy" else "val/grad_norm"] = norm.item()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        names = list(sums)
+        totals = self.summed(torch.stack([sums[name] for name in names])) / tokens
+        return {**dict(zip(names, totals.tolist(), strict=True)), **norms}
+
+    def backward(self, batch: Experience, tokens: Tensor) -> dict[str, Tensor]:
+        """Gradients of one pass, added to those of the passes before; returns sums over its tokens.
+
+        Each part's backward pass happens while it plays: what is computed again for it meets the same adapter.
+        """
+        config, mask, critic = self.config, batch.rollouts.mask, self.roles.critic
+        value: ppo_math.Clipped | None = None
+
+        def value_losses(values: Tensor) -> ppo_math.Clipped:
+            given = (batch.values, batch.returns, mask, config.cliprange_value)
+            return ppo_math.value_losses(values, *given)
+
+        with self.roles.policy.playing(checkpointing=config.gradient_checkpointing) as model:
+            with self.autocast():
+                states = rollouts.hidden_states(model, batch.rollouts)
+                now = rollouts.answer_logprobs(model, states, batch.rollouts, config.temperature)
+                policy = ppo_math.policy_losses(
+                    now.logprobs, batch.logprobs, batch.advantages, mask, config.cliprange
+                )
+                loss = policy.losses.sum() / tokens
+                if self.roles.shares_trunk:
+                    value = value_losses(critic.values(batch.rollouts, states))
+                    loss = loss + config.vf_coef * value.losses.sum() / tokens
+            loss.backward()  # type: ignore[no-untyped-call]
+        if value is None:
+            with critic.playing(checkpointing=config.gradient_checkpointing):
+                with self.autocast():
+                    value = value_losses(critic.values(batch.rollouts))
+                (config.vf_coef * value.losses.sum() / tokens).backward()  # type: ignore[no-untyped-call]
+        difference = (now.logprobs - batch.logprobs).detach() * mask
+        return {
+            "loss/policy_avg": policy.losses.sum(),
+            "loss/value_avg": value.losses.sum(),
+            "policy/clipfrac_avg": policy.clipped.sum(),
+            "val/clipfrac_avg": value.clipped.sum(),
+            "policy/approxkl_avg": 0.5 * (difference**2).sum(),
+            "val/ratio": (difference.exp() * mask).sum(),
+        }
+
+    # ---- 3.6 and 3.7: the log, the doctor, samples ----
+
+    def figures(
+        self,
+        experience: Experience,
+        figures: Mapping[str, float],
+        learnt: Sequence[Mapping[str, float]],
+        parts: Mapping[str, list[float]],
+        judged: list[float] | None,
+    ) -> dict[str, Any]:
+        """One line of ``metrics.jsonl``; the names are TRL's where it had them."""
+        mask, kl = experience.rollouts.mask, experience.kl.sum(1).mean().item()
+        score, coefficient = experience.scores.mean().item(), self.controller.value
+        line: dict[str, Any] = {
+            "update": self.update,
+            "episode": self.episode,
+            "objective/scores": score,
+            "objective/kl": kl,
+            "objective/kl_coef": coefficient,
+            "objective/non_score_reward": -coefficient * kl,
+            "objective/rlhf_reward": score - coefficient * kl,
+            **figures,
+            **{name: sum(step[name] for step in learnt) / len(learnt) for name in learnt[0]},
+            "val/answer_length": mask.sum(1).float().mean().item(),
+            "val/ended": experience.rollouts.ended.float().mean().item(),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+        if judged is not None:
+            line["objective/judge"] = sum(judged) / len(judged)
+        if len(parts) > 1:
+            line |= {f"reward/{name}": sum(scores) / len(scores) for name, scores in parts.items()}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+
+    def log(self, line: dict[str, Any]) -> None:
+        self.history.append({name: value for name, value in line.items() if not name.startswith("time/")})
+        if self.is_main:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def ask_doctor(self) -> str | None:
+        """Say what is newly found; returns what is to end the run."""
+        known = {finding["name"] for finding in self.findings}
+        stop = None
+        for finding in doctor.examine(self.history, self.config):
+            if finding.name not in known:
+                self.findings.append({"name": finding.name, "update": self.update, "text": str(finding)})
+                if self.is_main:
+                    report.say(f"doctor, update {self.update}: {finding}", style="yellow")
+            if finding.name in self.config.stop_on or "all" in self.config.stop_on:
+                stop = stop or str(finding)
+        return stop
+
+    def is_due(self, times: int) -> bool:
+        """Whether this update is one of so many, spread evenly, of which the last is the run's last."""
+        return times > 0 and self.update * times // self.updates > (self.update - 1) * times // self.updates
+
+    def saves_now(self) -> bool:
+        steps = self.config.save_steps
+        every = max(1, round(steps * self.updates)) if 0 < steps < 1 else int(steps)
+        return every > 0 and (self.update % every == 0 or self.update == self.updates)
+
+    def sample_held_out(self) -> None:
+        """Answers to some held-out prompts, always with the same random numbers, for the page of samples."""
+        prompts = self.ready.held_out[:SAMPLED_PROMPTS]
+        draw = torch.Generator().manual_seed(self.plan.seed)
+        batch = self.answer(
+            prompts, torch.rand(len(prompts), self.config.response_length, generator=draw), alone=True
+        )
+        parts = self.ready.reward.parts(batch)
+        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            for i, prompt in enumerate(prompts):
+                scores = {name: values[i] for name, values in parts.items()}
+                entry = {"update": self.update, "prompt": prompt.text, "reference": prompt.reference}
+                file.write(json.dumps({**entry, "answer": batch.answers[i], "scores": scores}) + "\n")
+
+    # ---- several processes ----
+
+    def share(self, rows: range) -> range:
+        """This process's rows."""
+        return rows[self.rank :: self.world]
+
+    def gathered(self, own: list[Any], count: int) -> list[Any]:
+        """What all processes found for their shares, in the rows' order."""
+        if self.world == 1:
+            return own
+        from accelerate.utils import gather_object
+
+        return list(forward.in_order(gather_object([own]), count))
+
+    def summed(self, value: Tensor) -> Tensor:
+        """Added up over all processes."""
+        return value if self.world == 1 else self.accelerator.reduce(value, "sum")
+
+    def add_up_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """In one message. Parts on one base take turns in it, which DistributedDataParallel could not follow."""
+        if self.world == 1 or not parameters:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = self.summed(torch.cat([g.flatten() for g in gradients]))
+        for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):  # type: ignore[no-untyped-call]
+            gradient.copy_(total.view_as(gradient))
+
+    def autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+# ---- before and after ----
+
+
+def doctor_of(history: Sequence[Mapping[str, Any]], config: Any) -> list[dict[str, Any]]:
+    """What the doctor had found in a run so far, each with its first update."""
+    findings: dict[str, dict[str, Any]] = {}
+    for end in range(1, len(history) + 1):
+        for finding in doctor.examine(history[:end], config):
+            findings.setdefault(finding.name, {"name": finding.name, "update": end, "text": str(finding)})
+    return list(findings.values())
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What a resumed run must have in common with the run that was stopped."""
+    plan = run.plan
+    # What changes nothing in the weights may change.
+    free = {"stop_on", "num_sample_generations", "save_steps", "save_total_limit"}
+    return {
+        "model": run.ready.facts,
+        "task": plan.task.model_dump(mode="json"),
+        "adapter": plan.adapter.model_dump(mode="json"),
+        "training": plan.config.model_dump(mode="json", exclude=free),
+        "reward": run.ready.reward.name,
+        "judge": run.ready.judge.name if run.ready.judge else None,
+        "seed": plan.seed,
+        "processes": run.world,
+        "data": run.ready.fingerprints,
+    }
+
+
+def describe(run: Run) -> None:
+    """Said before the first update."""
+    ready, plan, config = run.ready, run.plan, run.config
+    policy = run.roles.policy.model
+    counts = {part: sum(p.numel() for p in parameters.values()) for part, parameters in run.trained.items()}
+    total = models.count_parameters(policy)[1]
+    reference = {"reference": "the adapter that the policy starts from", None: "the base itself"}
+    critic = "a head on the policy's trunk" if run.roles.shares_trunk else "weights of its own"
+    report.before_training(
+        ready.notes,
+        {
+            "policy": f"{plan.policy} ({type(models.plain_model(policy)).__name__}, {total:,} parameters), "
+            f"{plan.adapter.name}",
+            "reference": reference.get(run.roles.reference.adapter, "a frozen copy")
+            if models.adapter_kind(policy)
+            else "a frozen copy",
+            "critic": critic,
+            "reward": ready.reward.name + (f"; held-out judge {ready.judge.name}" if ready.judge else ""),
+            "prompts": f"{len(ready.prompts):,}, up to {max(len(p.ids) for p in ready.prompts)} tokens; answers up "
+            f"to {config.response_length}",
+            "updates": f"{run.updates:,} of {run.batch:,} answers, {config.num_ppo_epochs} x "
+            f"{config.num_mini_batches} steps each, learning rate {learning_rates(plan)[0]:g}, "
+            f"{'bfloat16' if run.bf16 else 'float32'}",
+        },
+        counts,
+    )
+    for prompt in ready.prompts[:3]:
+        report.say(f"  prompt: {prompt.text[-200:]!r}", style="dim")
+
+
+def finish(run: Run) -> None:
+    """Save, prove, and move into place, ``run.json`` last."""
+    folder, staging = run.folder, run.folder / checkpoints.STAGING
+    peak = records.peak_memory_mb()
+    shutil.rmtree(staging, ignore_errors=True)
+    saving.save_policy(run, staging)
+    record = make_record(run, peak)
+    record["proof"] = saving.prove(run, staging)
+    reporting.curves(run.history, staging / "curves.png")
+    page = reporting.samples_page(reporting.read_lines(folder / "samples.jsonl"))
+    (staging / "samples.html").write_text(page, encoding="utf-8")
+    is_adapter = models.adapter_kind(run.roles.policy.model) is not None
+    (staging / "README.md").write_text(reporting.card(record, is_adapter), encoding="utf-8")
+    record["training"]["bytes_on_disk"] = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
+    (staging / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    try:
+        checkpoints.publish_into(staging, folder, last="run.json")
+    except OSError as error:
+        raise OutputError(f"{folder}: the finished run cannot be moved into place: {error}") from error
+    reporting.final_table(record)
+
+
+def make_record(run: Run, peak: float) -> dict[str, Any]:
+    """The content of ``run.json``."""
+    import importlib.metadata
+
+    written = checkpoints.read_json(run.folder / records.SETTINGS)
+    trainable = sum(p.numel() for part in run.trained.values() for p in part.values())
+    return {
+        "ptft_hf": importlib.metadata.version("ptft-hf"),
+        "stage": "ppo",
+        "output_dir": str(run.folder),
+        **{name: written[name] for name in ("model", "task", "adapter", "reward", "judge", "seed", "data")},
+        "settings": run.config.model_dump(mode="json"),
+        "parameters": {"trainable": trainable, "total": models.count_parameters(run.roles.policy.model)[1]},
+        "training": {
+            "updates": run.updates,
+            "answers_per_update": run.batch,
+            "seconds": run.seconds,
+            "peak_memory_mb": peak,
+        },
+        "metrics": reporting.ends(run.history),
+        "findings": run.findings,
+        "notes": run.ready.notes,
+        "versions": records.versions(),
+        "hardware": records.hardware(run.world),
+    }

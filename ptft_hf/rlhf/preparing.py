@@ -1,0 +1,240 @@
+"""Before the first answer: what a PPO run was asked to do, and all that it needs. Writes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ptft_hf import adapters, checkpoints, data, models, recipes
+from ptft_hf.errors import AdapterError, DataError, ModelError, RecipeError
+from ptft_hf.recipes import AdapterRecipe, PeftRecipe
+from ptft_hf.recipes.ppo import load_ppo
+from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
+from ptft_hf.rlhf import rewards, roles, rollouts
+from ptft_hf.settings import bf16_is_faster
+from ptft_hf.tasks.prompts import Prompt, Prompts
+
+DEFAULT_ADAPTER = "lora/r16_all_linear"
+
+
+class Plan(NamedTuple):
+    """What was asked, checked before any data or weights are read."""
+
+    policy: str
+    base: str
+    """The checkpoint under the policy's adapter; the policy itself, if it is none."""
+    given: Any
+    """The folder of the policy's adapter, or a ``PeftConfig``."""
+    task: PromptsRecipe
+    adapter: AdapterRecipe
+    config: PPOConfig
+    reward: tuple[Any, ...]
+    judge: Any
+    seed: int
+
+
+class Ready(NamedTuple):
+    """All that a run needs, loaded and checked."""
+
+    roles: roles.Roles
+    tokenizer: Any
+    end_ids: frozenset[int]
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+    """Of the validation split: answered through training, for people to read."""
+    reward: rewards.WeightedSum
+    judge: rewards.WeightedSum | None
+    facts: dict[str, Any]
+    """What ``run.json`` says of the base."""
+    fingerprints: dict[str, str]
+    """Of the prompts."""
+    notes: list[str]
+
+
+def make_plan(
+    policy: str | Path,
+    reward: Any,
+    task: Any,
+    adapter: Any,
+    judge: Any,
+    seed: int,
+    given: Mapping[str, Any] | Sequence[str],
+) -> Plan:
+    """Recipes and options with all overrides laid over them.
+
+    Raises:
+        RecipeError: Every fault of task, adapter and settings.
+        AdapterError: The policy is an adapter that PPO cannot train further.
+    """
+    pairs = [f"{k}={json.dumps(v)}" for k, v in given.items()] if isinstance(given, Mapping) else list(given)
+    given_rewards = tuple(reward) if isinstance(reward, list | tuple) else (reward,)
+    if not given_rewards:
+        raise RecipeError("reward: none was given")
+    if not 0 <= seed < 2**32:
+        raise RecipeError(f"seed: {seed} is not a number from 0 to 2**32 - 1")
+    reference = str(Path(policy).resolve()) if Path(policy).is_dir() else str(policy)
+    kind, start, base = recipes.saved_adapter_kind(reference), None, reference
+    if kind is not None:
+        if kind != "peft":
+            raise AdapterError(f"{policy}: PPO cannot train {kind} adapters further; it takes those of PEFT")
+        if adapter is not None:
+            raise AdapterError(
+                f"{policy}: is an adapter already, and is trained further; leave out the adapter recipe"
+            )
+        start, adapter, base = Path(reference), *_of_folder(Path(reference))
+    elif adapter is None:
+        adapter = DEFAULT_ADAPTER
+    elif not isinstance(adapter, str | Path | AdapterRecipe):
+        start, adapter = adapter, adapters.recipe_of_config(adapter)
+    the_task, the_adapter, config = load_ppo(task, adapter, pairs)
+    return Plan(reference, base, start, the_task, the_adapter, config, given_rewards, judge, seed)
+
+
+def _of_folder(folder: Path) -> tuple[AdapterRecipe, str]:
+    """The recipe of an adapter that was saved, and its base."""
+    import peft
+
+    if (folder / "run.json").is_file():
+        run = checkpoints.read_json(folder / "run.json")
+        return recipes.adapter_from_dict(run["adapter"]), str(run["model"]["reference"])
+    with models.reading(str(folder)):
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    base = config.base_model_name_or_path
+    if not base:
+        raise ModelError(f"{folder / 'adapter_config.json'}: does not say which base it belongs to")
+    return adapters.recipe_of_config(config), str(base)
+
+
+def prepare(plan: Plan, source: Any = None) -> Ready:
+    """Prompts, models and rewards, in this order, each checked before the next is loaded.
+
+    Raises:
+        PtftError: A subclass says what is wrong.
+    """
+    source = plan.task.data if source is None else source
+    if source is None:
+        raise DataError(f"{plan.task.name}: names no data; add data: to the recipe, or pass data in Python")
+    family = Prompts(plan.task)
+    splits = family.load_splits(source, plan.seed)
+    options = {name: value for name, value in plan.task.model.items() if name != "max_length"}
+    loaded = roles.load_base(plan.base, plan.adapter, uses_bf16(plan.config), **options)
+    if loaded.new:
+        raise ModelError(
+            f"{plan.base}: no language model: {sorted(loaded.new)[:3]} are not in the checkpoint"
+        )
+    tokenizer_from = plan.policy if (Path(plan.policy) / "tokenizer_config.json").is_file() else plan.base
+    tokenizer = models.load_tokenizer(tokenizer_from, **options)
+    notes = [*splits.notes]
+    if note := models.ensure_padding(loaded.model, tokenizer):
+        notes.append(note)
+    rollouts.check_architecture(loaded.model, plan.base)
+    longest = longest_prompt(plan, loaded.model, tokenizer)
+    prompts, held_out = (
+        _noted(family.encode(split, tokenizer, longest), name, notes)
+        for name, split in (("train", splits.train), ("validation", splits.validation))
+    )
+    facts = {
+        "reference": plan.base,
+        "policy": plan.policy,
+        "max_length": longest,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "options": {k: v if isinstance(v, bool | int | float) else str(v) for k, v in options.items()},
+        "quantization": plan.adapter.quantization,
+        "fingerprint": loaded.fingerprint,
+    }
+    ends = end_tokens(loaded.model, tokenizer, plan.config)
+    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    torch.manual_seed(plan.seed)
+    parts, reward, judge = _parts_and_rewards(plan, loaded.model.to(device))
+    prints = {name: data.fingerprint(getattr(splits, name)) for name in ("train", "validation")}
+    return Ready(parts, tokenizer, ends, prompts, held_out, reward, judge, facts, prints, notes)
+
+
+def _parts_and_rewards(
+    plan: Plan, base: Any
+) -> tuple[roles.Roles, rewards.WeightedSum, rewards.WeightedSum | None]:
+    peft_type = plan.adapter.peft_type if isinstance(plan.adapter, PeftRecipe) else None
+    specs = [rewards.parse(str(r)) for r in plan.reward if isinstance(r, str | Path)]
+    on_base = [
+        Path(spec.source)
+        for spec in specs
+        if spec.label is None and roles.is_reward_adapter(Path(spec.source), plan.base, peft_type)
+    ]
+    shared = on_base[0] if on_base else None  # further ones are models of their own
+    if isinstance(plan.adapter, PeftRecipe):
+        options: dict[str, Any] = {"reward": shared, "value_model": plan.config.value_model}
+        parts = roles.on_one_base(base, plan.adapter, plan.given, **options)
+    else:
+        parts = roles.in_full(base, value_model=plan.config.value_model)
+    size = plan.config.local_rollout_forward_batch_size
+
+    def role_of(folder: Path) -> roles.Role | None:
+        return parts.reward if folder == shared else None
+
+    reward = rewards.build(plan.reward, role_of, size)
+    judge = None if plan.judge is None else rewards.build([plan.judge], lambda _: None, size, "--judge")
+    return parts, reward, judge
+
+
+def _noted(found: tuple[list[Prompt], list[str]], split: str, notes: list[str]) -> list[Prompt]:
+    notes += [f"{split}: {note}" for note in found[1]]
+    return found[0]
+
+
+def longest_prompt(plan: Plan, model: Any, tokenizer: Any) -> int:
+    """Tokens that a prompt may have, so that the answer still has positions.
+
+    Raises:
+        RecipeError: There are not enough positions.
+    """
+    wanted = plan.task.model.get("max_length")
+    total = models.longest_input(model, tokenizer, None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or total
+    room = positions - plan.config.response_length
+    if room < 1 or (wanted is not None and wanted > room):
+        raise RecipeError(
+            f"response_length: {plan.config.response_length} leaves {max(room, 0)} of the model's {positions} "
+            f"positions for prompts{'' if wanted is None else f', and model.max_length is {wanted}'}; lower one"
+        )
+    return int(wanted) if wanted is not None else min(total, room)
+
+
+def end_tokens(model: Any, tokenizer: Any, config: PPOConfig) -> frozenset[int]:
+    """What ends an answer: the tokenizer's end token, the model's own, and the one that was named.
+
+    Raises:
+        ModelError: There is none.
+    """
+    generation = getattr(model.generation_config, "eos_token_id", None)
+    named = generation if isinstance(generation, list) else [generation]
+    ids = {tokenizer.eos_token_id, config.stop_token_id, *named} - {None}
+    if not ids:
+        raise ModelError("neither the tokenizer nor the model has an end token; name one: stop_token_id")
+    return frozenset(int(i) for i in ids if i is not None)
+
+
+def uses_bf16(config: PPOConfig) -> bool:
+    return bf16_is_faster() if config.bf16 is None else config.bf16
+
+
+def learning_rates(plan: Plan) -> tuple[float, float]:
+    """Of policy and critic."""
+    rate = plan.config.learning_rate or (1e-4 if isinstance(plan.adapter, PeftRecipe) else 3e-6)
+    return rate, plan.config.critic_learning_rate or rate
+
+
+def batch_sizes(config: PPOConfig, processes: int) -> tuple[int, int]:
+    """Answers of an update and of an optimizer step, over all processes."""
+    step = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    return step * config.num_mini_batches, step
+
+
+def number_of_updates(config: PPOConfig, prompts: int, processes: int) -> int:
+    """Updates, the last of which may go beyond ``total_episodes``."""
+    episodes = config.total_episodes or math.ceil(config.num_train_epochs * prompts)
+    return math.ceil(episodes / batch_sizes(config, processes)[0])

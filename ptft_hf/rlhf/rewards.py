@@ -1,0 +1,306 @@
+"""What says how good an answer is: classifiers, functions, reward models on the policy's base, and sums of these.
+
+A reward is written ``[WEIGHT*]SOURCE[#LABEL]``. ``SOURCE`` is a folder or checkpoint of a sequence classifier, or
+``package.module:function``; ``LABEL`` says which label's probability counts, where there are several. Over a
+classifier's ``LABEL`` stands ``logit`` where its logit is to count instead: ``runs/sentiment#pos:logit``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from ptft_hf import inference, models
+from ptft_hf.errors import ModelError, RecipeError, did_you_mean
+from ptft_hf.recipes.models import IMPORT_PATH
+from ptft_hf.rlhf.roles import Role
+from ptft_hf.rlhf.rollouts import Rollouts
+
+Function = Callable[[list[str], list[str]], Sequence[float]]
+
+
+class Answered(NamedTuple):
+    """Prompts with their answers: as text, without special tokens, and as the policy's own ids."""
+
+    prompts: list[str]
+    answers: list[str]
+    rollouts: Rollouts
+
+
+class Reward(Protocol):
+    """A score for each answer; higher is better."""
+
+    name: str
+
+    def __call__(self, batch: Answered) -> list[float]:
+        """``N`` scores."""
+
+
+class Spec(NamedTuple):
+    """A reward as it is written, taken apart."""
+
+    source: str
+    label: str | None
+    logit: bool
+    weight: float
+
+
+def parse(text: str) -> Spec:
+    """Take ``[WEIGHT*]SOURCE[#LABEL]`` apart.
+
+    Raises:
+        RecipeError: The weight is no number, or nothing is left.
+    """
+    weight, rest = 1.0, text.strip()
+    if "*" in rest:
+        before, _, rest = rest.partition("*")
+        try:
+            weight = float(before)
+        except ValueError as error:
+            raise RecipeError(f"--reward {text}: {before!r} before the * is no number") from error
+    source, _, label = rest.partition("#")
+    label, _, kind = label.partition(":")
+    if not source or kind not in ("", "logit") or not math.isfinite(weight):
+        raise RecipeError(f"--reward {text}: expected [WEIGHT*]SOURCE[#LABEL] or [WEIGHT*]SOURCE#LABEL:logit")
+    return Spec(source.strip(), label or None, kind == "logit", weight)
+
+
+class WeightedSum:
+    """The sum of rewards, each times its weight; what each said is kept for the log.
+
+    Args:
+        rewards: At least one.
+        weights: One for each.
+    """
+
+    def __init__(self, rewards: Sequence[Reward], weights: Sequence[float]) -> None:
+        self.rewards, self.weights = list(rewards), list(weights)
+        self.name = " + ".join(
+            r.name if w == 1 else f"{w:g} * {r.name}" for r, w in zip(self.rewards, self.weights, strict=True)
+        )
+
+    def parts(self, batch: Answered) -> dict[str, list[float]]:
+        """Scores of each reward, without its weight, by its name."""
+        return {reward.name: checked(reward, batch) for reward in self.rewards}
+
+    def total(self, parts: dict[str, list[float]]) -> list[float]:
+        """The weighted sum of what :meth:`parts` gave."""
+        columns = [[w * s for s in parts[r.name]] for r, w in zip(self.rewards, self.weights, strict=True)]
+        return [sum(row) for row in zip(*columns, strict=True)]
+
+    def __call__(self, batch: Answered) -> list[float]:
+        return self.total(self.parts(batch))
+
+
+def checked(reward: Reward, batch: Answered) -> list[float]:
+    """The reward's scores, one finite number for each answer.
+
+    Raises:
+        ModelError: It gave something else.
+    """
+    scores = list(reward(batch))
+    if len(scores) != len(batch.answers):
+        raise ModelError(f"reward {reward.name}: {len(scores)} scores for {len(batch.answers)} answers")
+    for score, answer in zip(scores, batch.answers, strict=True):
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise ModelError(
+                f"reward {reward.name}: {score!r} is no finite number; it is of the answer {answer[:80]!r}"
+            )
+    return [float(score) for score in scores]
+
+
+# ---- kinds of rewards ----
+
+
+class FunctionReward:
+    """A Python function of prompts and answers."""
+
+    def __init__(self, function: Function, name: str | None = None) -> None:
+        self.function = function
+        self.name = str(name or getattr(function, "__name__", type(function).__name__))
+
+    def __call__(self, batch: Answered) -> list[float]:
+        scores = self.function(list(batch.prompts), list(batch.answers))
+        values = scores.tolist() if hasattr(scores, "tolist") else scores
+        return [getattr(value, "item", lambda v=value: v)() for value in values]
+
+
+class AdapterReward:
+    """A reward model that is an adapter on the policy's own base: it reads the policy's ids."""
+
+    def __init__(self, role: Role, name: str, batch_size: int) -> None:
+        self.role, self.name, self.batch_size = role, name, batch_size
+
+    @torch.no_grad()
+    def __call__(self, batch: Answered) -> list[float]:
+        scores: list[float] = []
+        with self.role.playing():
+            for rows in torch.arange(len(batch.answers)).split(self.batch_size):  # type: ignore[no-untyped-call]
+                scores += self.role.scores(batch.rollouts.take(rows)).tolist()
+        return scores
+
+
+class ClassifierReward:
+    """A sequence classifier with a tokenizer of its own, which reads prompt and answer as one text.
+
+    Args:
+        model: The classifier.
+        tokenizer: Its own.
+        column: Which output counts.
+        logit: Its logit; else its probability. With one output the logit is the score.
+        max_length: Tokens; of longer texts the end is read, where the answer stands.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        column: int,
+        logit: bool,
+        max_length: int,
+        name: str,
+        batch_size: int,
+    ) -> None:
+        self.model, self.tokenizer, self.column, self.logit = model, tokenizer, column, logit
+        self.max_length, self.name, self.batch_size = max_length, name, batch_size
+        tokenizer.truncation_side = "left"
+
+    @torch.no_grad()
+    def __call__(self, batch: Answered) -> list[float]:
+        texts = [prompt + answer for prompt, answer in zip(batch.prompts, batch.answers, strict=True)]
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        scores = [0.0] * len(texts)
+        device = next(self.model.parameters()).device
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            options = {"padding": True, "truncation": True, "max_length": self.max_length}
+            inputs = self.tokenizer([texts[i] for i in rows], return_tensors="pt", **options).to(device)
+            logits = self.model(**inputs).logits.float()
+            wanted = logits if self.logit or logits.shape[1] == 1 else self._chances(logits)
+            for row, score in zip(rows, wanted[:, self.column].tolist(), strict=True):
+                scores[row] = score
+        return scores
+
+    def _chances(self, logits: torch.Tensor) -> torch.Tensor:
+        """``[B, labels]`` probabilities: of labels that exclude each other, or of each for itself."""
+        kind = models.plain_model(self.model).config.problem_type
+        return torch.sigmoid(logits) if kind == "multi_label_classification" else torch.softmax(logits, 1)
+
+
+# ---- from what was given ----
+
+
+def build(
+    given: Sequence[Any], on_base: Callable[[Path], Role | None], batch_size: int, prefix: str = "--reward"
+) -> WeightedSum:
+    """Rewards from strings (:func:`parse`), functions, or objects that are rewards already.
+
+    Args:
+        given: At least one.
+        on_base: The part that plays a folder's reward model, if it is one on the policy's own base.
+        batch_size: Answers that classifiers read together.
+        prefix: What error messages call them.
+
+    Raises:
+        RecipeError: A name cannot be read or imported, or a label is not known.
+        ModelError: A classifier cannot be loaded.
+    """
+    rewards: list[Reward] = []
+    weights = []
+    for item in given:
+        spec = parse(item) if isinstance(item, str | Path) and (item := str(item)) else None
+        weights.append(1.0 if spec is None else spec.weight)
+        rewards.append(_reward(item if spec is None else spec, on_base, batch_size, prefix))
+    names = [reward.name for reward in rewards]
+    for i, reward in enumerate(rewards):
+        if names.count(reward.name) > 1:
+            reward.name = f"{reward.name} ({i + 1})"
+    return WeightedSum(rewards, weights)
+
+
+def _reward(item: Any, on_base: Callable[[Path], Role | None], batch_size: int, prefix: str) -> Reward:
+    if not isinstance(item, Spec):
+        if not callable(item):
+            raise RecipeError(f"{prefix}: {item!r} is neither a text, nor a function, nor a reward")
+        reward: Reward = item if hasattr(item, "name") else FunctionReward(item)
+        return reward
+    path = Path(item.source)
+    if not path.exists() and IMPORT_PATH.fullmatch(item.source):
+        return FunctionReward(import_function(item.source, prefix), item.source)
+    role = on_base(path) if path.is_dir() and item.label is None else None
+    if role is not None:
+        return AdapterReward(role, str(path), batch_size)
+    return load_classifier(item, batch_size, prefix)
+
+
+def import_function(reference: str, prefix: str) -> Function:
+    """``package.module:function``; the working folder is looked in, too.
+
+    Raises:
+        RecipeError: It cannot be imported, or is no function.
+    """
+    module, _, name = reference.partition(":")
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"{prefix} {reference}: cannot be imported: {error}") from error
+    finally:
+        if added:
+            sys.path.remove(here)
+    if not callable(function):
+        raise RecipeError(f"{prefix} {reference}: is no function but {type(function).__name__}")
+    found: Function = function
+    return found
+
+
+def load_classifier(spec: Spec, batch_size: int, prefix: str) -> ClassifierReward:
+    """Any sequence-classification checkpoint, or the folder of a run that trained one.
+
+    Raises:
+        ModelError: It cannot be loaded, or has no head for sequence classification of its own.
+        RecipeError: It has several labels and none, or an unknown one, was named.
+    """
+    if (Path(spec.source) / "run.json").is_file():
+        trained = inference.load(spec.source)
+        model, tokenizer = trained.model, trained.tokenizer
+        length = trained.run["model"]["max_length"]
+    else:
+        loaded = models.load_model(spec.source, "AutoModelForSequenceClassification", config={})
+        if loaded.new:
+            raise ModelError(
+                f"{prefix} {spec.source}: no sequence classifier: {sorted(loaded.new)[:3]} are not in the checkpoint"
+            )
+        model, tokenizer = loaded.model, models.load_tokenizer(spec.source)
+        models.ensure_padding(model, tokenizer)
+        length = models.longest_input(model, tokenizer, None, 0)
+    plain = models.plain_model(model)
+    if not hasattr(plain.config, "id2label") or "SequenceClassification" not in type(plain).__name__:
+        raise ModelError(f"{prefix} {spec.source}: {type(plain).__name__} is no sequence classifier")
+    labels = [str(plain.config.id2label[i]) for i in range(plain.config.num_labels)]
+    column = _column(labels, spec, prefix)
+    name = spec.source + (f"#{spec.label}" if spec.label else "") + (":logit" if spec.logit else "")
+    return ClassifierReward(model.eval(), tokenizer, column, spec.logit, length, name, batch_size)
+
+
+def _column(labels: list[str], spec: Spec, prefix: str) -> int:
+    if spec.label in labels:
+        return labels.index(spec.label)
+    if spec.label is None and len(labels) == 1:
+        return 0
+    known = ", ".join(labels[:20])
+    if spec.label is None:
+        raise RecipeError(
+            f"{prefix} {spec.source}: say which label is the reward: {spec.source}#LABEL; it has {known}"
+        )
+    near = did_you_mean(spec.label, labels)
+    raise RecipeError(f"{prefix} {spec.source}: has no label {spec.label!r}{near}; it has {known}")

@@ -1,0 +1,354 @@
+"""The four parts in PPO (policy, reference, critic, reward model), on one base or on models of their own.
+
+On one base each part is an adapter of a single ``PeftModel``, and the reference may be the base alone; the weights of
+the base are there once. ``default`` is the policy's adapter, so that plain PEFT saves and loads it as its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ptft_hf import adapters, models
+from ptft_hf.adapters.peft import changes_base
+from ptft_hf.errors import AdapterError, ModelError
+from ptft_hf.models import plain_model
+from ptft_hf.recipes import AdapterRecipe, PeftRecipe
+from ptft_hf.rlhf.rollouts import Rollouts, as_rows, before_tokens, hidden_states
+
+POLICY, REFERENCE, CRITIC, REWARD = "default", "reference", "critic", "reward"
+HEAD = "score"
+"""Name of the head that transformers puts on decoders for sequence classification."""
+
+
+class Role:
+    """One part: a causal LM in which one adapter is active, or none, and for critics and reward models a head.
+
+    Args:
+        model: A ``PeftModel``, which several parts may share, or a plain causal LM.
+        adapter: The adapter of a ``PeftModel`` that is active when this part plays; None is the base alone.
+        head: ``nn.Linear(H, 1)``, in float32.
+    """
+
+    def __init__(self, model: Any, adapter: str | None = None, head: nn.Linear | None = None) -> None:
+        self.model, self.adapter, self.head = model, adapter, head
+
+    @contextmanager
+    def playing(self, *, checkpointing: bool = False) -> Iterator[Any]:
+        """The model with this part's adapter, and afterwards as it was, whatever happens.
+
+        PEFT freezes each adapter that is not active and makes the active one trainable, be it the reference's; here
+        what is trained stays trained, and what is frozen frozen.
+
+        Args:
+            checkpointing: Compute activations again in the backward pass, which must then be inside the context.
+
+        Raises:
+            RuntimeError: Another part of the same model is playing.
+        """
+        with _adapter(self.model, self.adapter), _checkpointing(self.model, checkpointing):
+            yield self.model
+
+    def values(self, rollouts: Rollouts, states: Tensor | None = None) -> Tensor:
+        """The head's value before each token of the answers: ``[B, T]``, 0 at padding."""
+        assert self.head is not None
+        states = hidden_states(self.model, rollouts) if states is None else states
+        return as_rows(self.head(before_tokens(states, rollouts.mask).float()).squeeze(1), rollouts.mask)
+
+    def scores(self, rollouts: Rollouts) -> Tensor:
+        """The head's value at the last token of each answer: ``[B]``."""
+        assert self.head is not None
+        states = hidden_states(self.model, rollouts)
+        prompt = states.shape[1] - rollouts.mask.shape[1]
+        last = prompt + rollouts.mask.sum(1) - 1
+        rows = torch.arange(len(last), device=last.device)
+        scores: Tensor = self.head(states[rows, last].float()).squeeze(1)
+        return scores
+
+
+class Roles(NamedTuple):
+    """All parts of a run."""
+
+    policy: Role
+    reference: Role
+    critic: Role
+    reward: Role | None
+    """A reward model on the same base; other rewards are :mod:`ptft_hf.rlhf.rewards`' affair."""
+
+    @property
+    def shares_trunk(self) -> bool:
+        """Whether the critic is a head on the policy's own hidden states."""
+        return (self.policy.model, self.policy.adapter) == (self.critic.model, self.critic.adapter)
+
+    def trained(self) -> dict[str, dict[str, nn.Parameter]]:
+        """What is trained, by part and name: ``policy`` and ``critic``. Each weight once."""
+        parts: dict[str, dict[str, nn.Parameter]] = {}
+        for name, role in (("policy", self.policy), ("critic", self.critic)):
+            seen = {id(p) for part in parts.values() for p in part.values()}
+            parts[name] = {
+                n: p
+                for n, p in role.model.named_parameters()
+                if p.requires_grad and id(p) not in seen and _belongs(n, role.adapter)
+            }
+        assert self.critic.head is not None
+        parts["critic"] |= {f"{HEAD}.{n}": p for n, p in self.critic.head.named_parameters()}
+        return parts
+
+
+def _belongs(name: str, adapter: str | None) -> bool:
+    """Whether a parameter of a model with several adapters is of this one."""
+    return adapter is None or f".{adapter}." in f".{name}."
+
+
+@contextmanager
+def _adapter(model: Any, adapter: str | None) -> Iterator[None]:
+    if not hasattr(model, "peft_config"):
+        yield
+        return
+    if getattr(model, "_part_is_playing", False):
+        raise RuntimeError("parts on one base play one after the other, not inside each other")
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    before = model.active_adapter
+    model._part_is_playing = True
+    try:
+        if adapter is None:
+            with model.disable_adapter():
+                _restore(flags)
+                yield
+        else:
+            model.set_adapter(adapter)
+            _restore(flags)
+            yield
+    finally:
+        model._part_is_playing = False
+        model.set_adapter(before)
+        _restore(flags)
+
+
+def _restore(flags: list[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, trained in flags:
+        parameter.requires_grad_(trained)
+
+
+@contextmanager
+def _checkpointing(model: Any, on: bool) -> Iterator[None]:
+    """Transformers checkpoints in training mode alone, and dropout must stay off: so the layers' own switch, not that
+    of what is in them."""
+    layers = [m for m in model.modules() if on and getattr(m, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
+# ---- building ----
+
+
+def on_one_base(
+    base: Any,
+    recipe: PeftRecipe,
+    given: Any = None,
+    *,
+    reward: Path | None = None,
+    value_model: str = "adapter",
+) -> Roles:
+    """All parts as adapters of one base.
+
+    Args:
+        base: The causal LM, loaded once; its weights are frozen.
+        recipe: The method of PEFT.
+        given: The folder of an adapter that the policy starts from and that is then the reference, too (an SFT
+            adapter); or a ``PeftConfig`` for a new one; None makes a new one of the recipe. Without a folder the
+            reference is the bare base.
+        reward: Folder of a reward model that is an adapter of the same method on the same base, from which the critic
+            starts, too.
+        value_model: ``adapter`` or ``policy_trunk``.
+
+    Raises:
+        AdapterError: The method cannot be shared, or the reward's adapter does not fit.
+    """
+    _check_method(recipe)
+    pretrained = {id(p): name for name, p in base.named_parameters()}
+    with models.quiet():
+        model = adapters.build(recipe, given).attach(base, (), "CAUSAL_LM")
+    if stray := [pretrained[id(p)] for p in model.parameters() if p.requires_grad and id(p) in pretrained]:
+        raise AdapterError(
+            f"{recipe.name}: would train weights of the base itself ({', '.join(stray[:5])}), which all parts of PPO "
+            "share; choose a recipe without bias"
+        )
+    config = model.peft_config[POLICY]
+    if changes_base(config) and not isinstance(given, Path):
+        raise AdapterError(
+            f"{recipe.name}: init_lora_weights: {config.init_lora_weights!r} changes the base, which all parts of "
+            "PPO share; leave it out"
+        )
+    with models.quiet():
+        starts_from = isinstance(given, Path)
+        if starts_from:
+            model.load_adapter(str(given), REFERENCE, is_trainable=False)
+        critic = Role(model, POLICY, new_head(model))
+        reward_role = None
+        if reward is not None:
+            weights, head = read_reward_adapter(reward, model)
+            reward_role = Role(model, REWARD, add_reward(model, reward, weights, head))
+        if value_model == "adapter":
+            critic = _critic(model, reward_role)
+    model.set_adapter(POLICY)
+    _freeze(model, critic)
+    models.to_float32(p for p in model.parameters() if p.requires_grad)
+    model.eval()
+    return Roles(Role(model, POLICY), Role(model, REFERENCE if starts_from else None), critic, reward_role)
+
+
+def _freeze(model: Any, critic: Role) -> None:
+    """What :func:`Role.playing` then keeps: policy and critic are trained, nothing else is."""
+    trained = {POLICY, critic.adapter}
+    for name, parameter in model.named_parameters():
+        own = any(_belongs(name, adapter) for adapter in model.peft_config)
+        parameter.requires_grad_(own and any(_belongs(name, adapter) for adapter in trained))
+
+
+def _check_method(recipe: PeftRecipe) -> None:
+    import peft
+
+    reason = {
+        "ADALORA": "its ranks are cut by a schedule of its own",
+        "PREFIX_TUNING": "a prefix is no adapter in the layers",
+        "ADAPTION_PROMPT": "it is no adapter in the layers",
+    }.get(recipe.peft_type)
+    if recipe.peft_type in ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"):
+        reason = "a prompt takes positions from the text's"
+    if reason is None and recipe.peft_type not in peft.PEFT_TYPE_TO_TUNER_MAPPING:
+        reason = "PEFT has no tuner of this name"
+    if reason is not None:
+        raise AdapterError(
+            f"{recipe.name}: {recipe.peft_type} cannot play several parts on one base: {reason}; use a LoRA recipe"
+        )
+
+
+def new_head(model: Any) -> nn.Linear:
+    """``H -> 1``: weights of standard deviation ``1 / sqrt(H + 1)`` (Stiennon et al. 2020), bias 0."""
+    size = plain_model(model).get_input_embeddings().weight.shape[1]
+    output = plain_model(model).get_output_embeddings()
+    size = getattr(output, "in_features", size)
+    head = nn.Linear(size, 1)
+    nn.init.normal_(head.weight, std=(size + 1) ** -0.5)
+    nn.init.zeros_(head.bias)
+    return head.to(next(model.parameters()).device)
+
+
+def _critic(model: Any, reward: Role | None) -> Role:
+    """A critic with an adapter of its own: the reward model's to start with, or a new one like the policy's."""
+    source = POLICY if reward is None else REWARD
+    config = copy.deepcopy(model.peft_config[source])
+    config.inference_mode = False
+    model.add_adapter(CRITIC, config)
+    if reward is None:
+        return Role(model, CRITIC, new_head(model))
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if _belongs(name, CRITIC):
+                parameter.copy_(parameters[f".{name}.".replace(f".{CRITIC}.", f".{REWARD}.")[1:-1]])
+    head = copy.deepcopy(reward.head)
+    assert head is not None
+    return Role(model, CRITIC, head.requires_grad_(True))
+
+
+def in_full(model: Any, *, value_model: str = "adapter") -> Roles:
+    """Policy and critic with all weights trained, and a frozen copy as the reference: three models."""
+    reference = copy.deepcopy(model).requires_grad_(False).eval()
+    model.requires_grad_(True).eval()
+    if value_model == "policy_trunk":
+        return Roles(Role(model), Role(reference), Role(model, None, new_head(model)), None)
+    trunk = copy.deepcopy(model)
+    # The critic's own output embeddings take no part; tied ones are its input embeddings and do.
+    output, inputs = trunk.get_output_embeddings(), trunk.get_input_embeddings()
+    if output.weight is not inputs.weight:
+        output.requires_grad_(False)
+    return Roles(Role(model), Role(reference), Role(trunk, None, new_head(model)), None)
+
+
+# ---- a reward model on the same base ----
+
+
+def is_reward_adapter(folder: Path, base: str, peft_type: str | None) -> bool:
+    """Whether a folder holds a reward model (one score) that is an adapter of this method on this base."""
+    import json
+
+    path = folder / "adapter_config.json"
+    if not path.is_file() or peft_type is None:
+        return False
+    config = json.loads(path.read_text("utf-8"))
+    if config.get("peft_type") != peft_type or config.get("task_type") != "SEQ_CLS":
+        return False
+    if not _same_place(str(config.get("base_model_name_or_path")), base):
+        return False
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        heads = [key for key in file.keys() if key.endswith(f".{HEAD}.weight")]  # noqa: SIM118
+        return len(heads) == 1 and file.get_slice(heads[0]).get_shape()[0] == 1
+
+
+def _same_place(one: str, other: str) -> bool:
+    first, second = (Path(models.split_revision(name)[0]) for name in (one, other))
+    return first.resolve() == second.resolve() if first.exists() and second.exists() else one == other
+
+
+def read_reward_adapter(folder: Path, model: Any) -> tuple[dict[str, Tensor], nn.Linear]:
+    """The adapter's weights without its head, and the head (frozen).
+
+    Raises:
+        ModelError: The folder cannot be read.
+    """
+    from peft.utils import load_peft_weights
+
+    with models.reading(str(folder)):
+        weights = load_peft_weights(str(folder), device="cpu")
+    inside = {name: name.rpartition(f".{HEAD}.")[2] for name in weights if f".{HEAD}." in name}
+    own = {short: weights.pop(name) for name, short in inside.items()}
+    head = nn.Linear(own["weight"].shape[1], 1, bias="bias" in own)
+    head.load_state_dict({name: value.float() for name, value in own.items()})
+    return weights, head.requires_grad_(False).to(next(model.parameters()).device)
+
+
+def add_reward(model: Any, folder: Path, weights: Mapping[str, Tensor], head: nn.Linear) -> nn.Linear:
+    """Put the reward's adapter on the base; returns its head.
+
+    Raises:
+        ModelError: The adapter has other weights than this base takes.
+    """
+    import peft
+    from peft.utils import set_peft_model_state_dict
+
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    config.task_type = "CAUSAL_LM"
+    config.modules_to_save = [n for n in config.modules_to_save or () if n.rpartition(".")[2] != HEAD] or None
+    model.add_adapter(REWARD, config)
+    result = set_peft_model_state_dict(model, dict(weights), adapter_name=REWARD)
+    missing = [name for name in result.missing_keys if _belongs(name, REWARD)]
+    if missing or result.unexpected_keys:
+        raise ModelError(
+            f"{folder}: this reward model's adapter does not fit the policy's base: "
+            f"{', '.join([*missing, *result.unexpected_keys][:5])}"
+        )
+    return head
+
+
+def load_base(reference: str, recipe: AdapterRecipe, bf16: bool, **options: Any) -> models.LoadedModel:
+    """The causal LM; frozen weights in bfloat16 where that is asked for, weights that are trained in float32."""
+    if bf16 and not recipe.trains_weights:
+        options.setdefault("dtype", "bfloat16")
+    return models.load_model(
+        reference, "AutoModelForCausalLM", config={}, quantization=recipe.quantization, **options
+    )

@@ -1,0 +1,96 @@
+"""What the tests of PPO share: tiny causal language models, prompts, and a reward whose best is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from ptft_hf.recipes.prompts import PromptsRecipe
+from ptft_hf.rlhf.ppo import train_ppo
+from tests.tiny import SIZES, SPECIAL, make_tokenizer
+
+QUICK: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "num_mini_batches": 2,
+    "num_ppo_epochs": 2,
+    "response_length": 6,
+    "temperature": 1.0,
+    "total_episodes": 40,
+    "learning_rate": 1e-2,
+    "bf16": False,
+    "num_sample_generations": 0,
+    "save_steps": 0,
+}
+"""Five updates of 8 answers, each of 4 optimizer steps."""
+TEXTS = (
+    "the film",
+    "a good story was",
+    "this plot",
+    "the actor is very",
+    "a scene",
+    "so much",
+    "the a",
+    "is",
+)
+
+
+def make_language_model(name: str, folder: Path, **overrides: Any) -> Path:
+    """A random causal LM. Its weights are large enough that a policy can make any token likely."""
+    import transformers
+
+    ids = {f"{key}_token_id": SPECIAL[key] for key in ("pad", "bos", "eos")}
+    positions = "n_positions" if name == "gpt2" else "max_position_embeddings"
+    tokenizer = make_tokenizer("bert")
+    options = {**SIZES[name], **ids, positions: 72, "initializer_range": 0.5, **overrides}
+    config = transformers.AutoConfig.for_model(name, vocab_size=len(tokenizer), **options)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def prompts(count: int = 16) -> datasets.DatasetDict:
+    return datasets.DatasetDict(
+        {
+            name: datasets.Dataset.from_list(
+                [{"prompt": f"{TEXTS[i % 8]} {name} {i}", "reference": "a lovely film"} for i in range(rows)]
+            )
+            for name, rows in (("train", count), ("validation", 4), ("test", 4))
+        }
+    )
+
+
+def share_of_good(prompts: list[str], answers: list[str]) -> list[float]:
+    """The share of the word ``good`` among an answer's; 1 at best."""
+    return [answer.split().count("good") / max(1, len(answer.split())) for answer in answers]
+
+
+def length(prompts: list[str], answers: list[str]) -> list[float]:
+    return [len(answer.split()) / 6 for answer in answers]
+
+
+def recipe(**fields: Any) -> PromptsRecipe:
+    return PromptsRecipe(name="test", family="prompts", **fields)
+
+
+def run_ppo(policy: Path, folder: Path, reward: Any = share_of_good, **given: Any) -> dict[str, Any]:
+    """A run on :func:`prompts`; what is no argument of ``train_ppo`` is a setting."""
+    names = ("adapter", "judge", "data", "seed", "resume", "overwrite", "task")
+    arguments = {name: given.pop(name) for name in names if name in given}
+    arguments = {"task": recipe(), "data": prompts(), "seed": 1, **arguments}
+    return train_ppo(
+        policy=policy, reward=reward, output_dir=folder, settings={**QUICK, **given}, **arguments
+    )
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """``metrics.jsonl`` without what a clock says."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
+    return [{name: value for name, value in line.items() if "time/" not in name} for line in lines]

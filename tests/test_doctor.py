@@ -1,0 +1,159 @@
+"""The PPO doctor: each finding from a series that shows it, and none from healthy ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptft_hf.errors import ModelError
+from ptft_hf.recipes.prompts import FINDINGS, PPOConfig
+from ptft_hf.rlhf import doctor
+from tests.ppo_runs import length, make_language_model, metrics, run_ppo, share_of_good
+
+HEALTHY = {
+    "objective/kl": 1.0,
+    "objective/scores": 0.5,
+    "objective/judge": 0.5,
+    "policy/entropy_avg": 3.0,
+    "policy/clipfrac_avg": 0.05,
+    "policy/approxkl_avg": 0.004,
+    "policy/grad_norm": 0.5,
+    "val/grad_norm": 2.0,
+    "val/answer_length": 12.0,
+    "val/ended": 0.5,
+    "val/explained_variance": 0.4,
+    "loss/policy_avg": -0.01,
+    "loss/value_avg": 0.1,
+    "lr": 1e-4,
+}
+
+
+def series(count: int = 16, **changes: Callable[[int], Any]) -> list[dict[str, Any]]:
+    """Healthy lines, in which some figures (named by the end of their names) are functions of the update."""
+    lines = []
+    for i in range(count):
+        given = {
+            name: function(i)
+            for short, function in changes.items()
+            for name in HEALTHY
+            if name.endswith(short)
+        }
+        rising = {"objective/scores": 0.5 + 0.02 * i + 0.01 * (i % 2), "objective/judge": 0.5 + 0.01 * i}
+        lines.append({**HEALTHY, **rising, **given})
+    return lines
+
+
+def names(history: list[dict[str, Any]], **options: Any) -> list[str]:
+    return [finding.name for finding in doctor.examine(history, PPOConfig(**options))]
+
+
+def test_a_healthy_series_has_no_finding_at_any_of_its_updates() -> None:
+    for end in range(17):
+        assert names(series()[:end]) == []
+
+
+def test_every_finding_has_a_check_and_says_figures_and_a_cure() -> None:
+    assert list(doctor.CHECKS) == list(FINDINGS)
+    (finding,) = doctor.examine(series(kl=lambda i: -2.5), PPOConfig())
+    assert str(finding).startswith(
+        "negative kl: the KL against the reference is -2.50 nats an answer over the last 3"
+    )
+    assert "kl_estimator=k3" in finding.cure
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "options"),
+    [
+        ("negative_kl", {"kl": lambda i: -0.2 * i}, {}),
+        ("kl_runaway", {"kl": lambda i: 2.0**i / 100}, {}),
+        ("kl_runaway", {"kl": lambda i: 0.6 * i}, {"adap_kl_ctrl": True, "target": 1.0}),
+        ("answers_grow", {"answer_length": lambda i: 5.0 + i}, {}),
+        ("answers_grow", {"ended": lambda i: max(0.0, 0.9 - 0.1 * i)}, {}),
+        ("answers_collapse", {"answer_length": lambda i: max(1.0, 12.0 - i)}, {}),
+        ("critic_useless", {"explained_variance": lambda i: -0.3}, {}),
+        ("clip_fraction_zero", {"clipfrac_avg": lambda i: 0.0, "approxkl_avg": lambda i: 1e-9}, {}),
+        ("clip_fraction_high", {"clipfrac_avg": lambda i: 0.1 + 0.05 * i}, {}),
+        ("entropy_collapse", {"entropy_avg": lambda i: 3.0 * 0.7**i}, {}),
+        ("reward_hacking", {"judge": lambda i: 0.5 - 0.01 * i}, {}),
+        ("not_a_number", {"loss/policy_avg": lambda i: None if i == 15 else 0.1}, {}),
+    ],
+)
+def test_a_series_that_shows_it(name: str, changes: dict[str, Any], options: dict[str, Any]) -> None:
+    assert names(series(**changes), **options) == [name]
+    assert names(series(**changes)[:2], **options) == []  # two updates say nothing yet
+
+
+def test_what_looks_alike_and_is_none() -> None:
+    one_odd = series()
+    one_odd[-1] = {
+        **one_odd[-1],
+        "objective/kl": -2.9,
+        "policy/clipfrac_avg": 0.9,
+        "policy/entropy_avg": 0.01,
+    }
+    assert names(one_odd) == []  # one odd batch
+    assert names(series(kl=lambda i: 2.0**i / 100), kl_coef=0.0) == []  # nobody wanted it to stay near
+    still = {"clipfrac_avg": lambda i: 0.0, "approxkl_avg": lambda i: 0.0}
+    assert names(series(**still), num_ppo_epochs=1) == []  # a single step: every ratio is 1
+    assert names(series(**still, lr=lambda i: 1e-4 * (1 - i / 16))) == []  # the schedule has gone down
+    assert (
+        names(series(explained_variance=lambda i: None)) == []
+    )  # all returns are the same: nothing to explain
+    assert names(series(explained_variance=lambda i: -5.0 if i < 8 else 0.3)) == []  # it has learnt since
+    both = {"scores": lambda i: 0.5 + 0.02 * i, "judge": lambda i: 0.5 + 0.001 * i}
+    assert names(series(**both)) == []  # the judge rises, too, if slowly
+
+
+# ---- runs that go wrong on purpose, and healthy ones ----
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_language_model("llama", tmp_path_factory.mktemp("doctor") / "llama")
+
+
+ADAPTER = "lora/r8_attention"
+
+
+def found(llama: Path, folder: Path, reward: Any = share_of_good, **settings: Any) -> set[str]:
+    record = run_ppo(llama, folder, reward, adapter=ADAPTER, **{"total_episodes": 8 * 16, **settings})
+    return {finding["name"] for finding in record["findings"]}
+
+
+def test_a_finding_is_said_once_and_stands_in_the_record(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "clip_fraction_zero" in found(llama, tmp_path / "run", learning_rate=1e-9, total_episodes=80)
+    told = capsys.readouterr()
+    assert told.err.count("clip fraction zero: 0.00% of the ratios were clipped") == 1
+    assert "doctor, update 6: clip fraction zero" in told.err
+    assert "doctor, update 6: clip fraction zero" in told.out.replace("\n", " ")  # and below the table
+
+
+def test_stop_on_ends_the_run_with_a_checkpoint(llama: Path, tmp_path: Path) -> None:
+    settings = {"learning_rate": 1e-9, "total_episodes": 80}
+    with pytest.raises(ModelError, match="the doctor stopped the run at update 6: clip fraction zero"):
+        found(llama, tmp_path / "run", stop_on=["clip_fraction_zero"], **settings)
+    assert (tmp_path / "run/checkpoints/checkpoint-6").is_dir()
+    assert not (tmp_path / "run/run.json").exists()
+    assert "clip_fraction_zero" in found(llama, tmp_path / "run", resume=True, **settings)
+    assert len(metrics(tmp_path / "run")) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "reward", "settings"),
+    [
+        ("kl_runaway", share_of_good, {"learning_rate": 3e-2, "kl_coef": 1e-6, "num_ppo_epochs": 4}),
+        ("clip_fraction_high", share_of_good, {"learning_rate": 5e-2, "num_ppo_epochs": 6}),
+        ("clip_fraction_zero", share_of_good, {"learning_rate": 1e-9}),
+        ("entropy_collapse", length, {"learning_rate": 3e-2, "kl_coef": 0.0, "num_ppo_epochs": 4}),
+        ("critic_useless", length, {"critic_learning_rate": 1e-9}),
+    ],
+)
+def test_a_bad_setting_is_named(name: str, reward: Any, settings: Any, llama: Path, tmp_path: Path) -> None:
+    batches = {"per_device_train_batch_size": 16, "total_episodes": 32 * 25}
+    assert name in found(llama, tmp_path / "run", reward, **{**batches, **settings})

@@ -1,0 +1,498 @@
+"""PPO from end to end on tiny models: what is learnt, what stays as it was, and what is saved."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+
+from ptft_hf import checkpoints, models
+from ptft_hf.errors import PtftError
+from ptft_hf.recipes import load_adapter
+from ptft_hf.rlhf import ppo, roles, rollouts
+from ptft_hf.rlhf.preparing import make_plan, prepare
+from tests.ppo_runs import (
+    QUICK,
+    length,
+    make_language_model,
+    metrics,
+    prompts,
+    recipe,
+    run_ppo,
+    share_of_good,
+)
+
+LORA = "lora/r8_attention"
+LEARN = {
+    "per_device_train_batch_size": 64,
+    "num_mini_batches": 1,
+    "response_length": 4,
+    "value_model": "policy_trunk",
+    "learning_rate": 2e-2,
+    "lr_scheduler_type": "constant",
+    "kl_coef": 0.0,
+    "adapter": "lora/r16_all_linear",
+}
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root = tmp_path_factory.mktemp("language-models")
+
+    def folder(name: str) -> Path:
+        return root / name if (root / name).exists() else make_language_model(name, root / name)
+
+    return folder
+
+
+@pytest.fixture
+def llama(language_model: Callable[[str], Path]) -> Path:
+    return language_model("llama")
+
+
+def make_run(
+    policy: Path, folder: Path, reward: Any = share_of_good, adapter: Any = LORA, **settings: Any
+) -> ppo.Run:
+    """A run before its first update."""
+    plan = make_plan(policy, reward, recipe(), adapter, None, 1, {**QUICK, **settings})
+    folder.mkdir(parents=True, exist_ok=True)
+    return ppo.Run(plan, prepare(plan, prompts()), folder)
+
+
+# ---- what is learnt ----
+
+
+def best_share(folder: Path) -> float:
+    last = [line["objective/scores"] for line in metrics(folder)[-5:]]
+    return sum(last) / len(last)
+
+
+def test_a_task_with_a_known_answer_is_learnt(llama: Path, tmp_path: Path) -> None:
+    run_ppo(llama, tmp_path / "run", **LEARN, total_episodes=64 * 60)
+    assert best_share(tmp_path / "run") >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_a_task_with_a_known_answer_is_learnt_on_every_seed(seed: int, llama: Path, tmp_path: Path) -> None:
+    run_ppo(llama, tmp_path / "run", **LEARN, total_episodes=64 * 150, seed=seed)
+    assert best_share(tmp_path / "run") >= 0.95
+
+
+@pytest.mark.slow
+def test_a_huge_kl_penalty_keeps_the_policy_at_the_reference(llama: Path, tmp_path: Path) -> None:
+    settings = {**LEARN, "value_model": "adapter", "total_episodes": 64 * 12, "learning_rate": 5e-3}
+    run_ppo(llama, tmp_path / "free", **settings)
+    run_ppo(llama, tmp_path / "held", **{**settings, "kl_coef": 100.0})
+    free, held = (
+        sum(line["objective/kl"] for line in metrics(tmp_path / name)[-3:]) / 3 for name in ("free", "held")
+    )
+    assert abs(held) < 0.6 < 1.5 < free
+
+
+def test_the_adaptive_controller_moves_the_coefficient(llama: Path, tmp_path: Path) -> None:
+    adaptive = {"adap_kl_ctrl": True, "target": 0.001, "horizon": 100, "kl_coef": 0.1}
+    run_ppo(llama, tmp_path / "run", adapter=LORA, **adaptive)
+    lines = metrics(tmp_path / "run")
+    value = 0.1
+    for line in lines:
+        assert line["objective/kl_coef"] == pytest.approx(value)
+        value *= 1 + min(max(line["objective/kl"] / 0.001 - 1, -0.2), 0.2) * 8 / 100
+    assert value > 0.1
+
+
+# ---- one base, or models of their own ----
+
+
+def reward_folder(base: Path, folder: Path) -> Path:
+    """A reward model that is a LoRA with a head, as PEFT saves it."""
+    torch.manual_seed(3)
+    with models.quiet():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+        config = peft.LoraConfig(
+            "SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["score"]
+        )
+        wrapped = peft.get_peft_model(model, config)
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        wrapped.save_pretrained(folder)
+    return folder
+
+
+class StandAlone:
+    """The same reward model by plain transformers and PEFT, one answer at a time, without padding."""
+
+    name = "stand-alone"
+
+    def __init__(self, base: Path, folder: Path) -> None:
+        with models.quiet():
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+            self.model = peft.PeftModel.from_pretrained(model, str(folder)).eval()
+
+    def __call__(self, batch: Any) -> list[float]:
+        rows = [
+            ids[mask.bool()] for ids, mask in zip(batch.rollouts.ids, batch.rollouts.attention, strict=True)
+        ]
+        with torch.no_grad():
+            states = [
+                self.model.base_model.model.model(input_ids=row[None]).last_hidden_state for row in rows
+            ]
+            return [float(self.model.base_model.model.score(state[0, -1])) for state in states]
+
+
+def separate(run: ppo.Run, base: Path, reward: StandAlone) -> None:
+    """Give a run four models in place of the one base, with the same weights."""
+
+    def load() -> Any:
+        with models.quiet():
+            return transformers.AutoModelForCausalLM.from_pretrained(base).eval()
+
+    def alone(adapter: str) -> Any:
+        shared = run.roles.policy.model
+        config = copy.deepcopy(shared.peft_config[adapter])
+        with models.quiet():
+            model = peft.get_peft_model(load(), config)
+        own = {
+            n.replace(f".{adapter}.", ".default."): p
+            for n, p in shared.named_parameters()
+            if f".{adapter}." in n
+        }
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in own:
+                    parameter.copy_(own.pop(name))
+        assert not own
+        return model.eval()
+
+    assert isinstance(run.roles.critic.head, torch.nn.Linear)
+    head = copy.deepcopy(run.roles.critic.head)
+    parts = roles.Roles(
+        roles.Role(alone("default"), "default"),
+        roles.Role(load().requires_grad_(False)),
+        roles.Role(alone("critic"), "default", head),
+        None,
+    )
+    run.roles = parts
+    run.ready = run.ready._replace(roles=parts, reward=type(run.ready.reward)([reward], [1.0]))
+    run.trained = parts.trained()
+    run.optimizer = run._optimizer()
+    run.scheduler = transformers.get_scheduler("linear", run.optimizer, 0, run.updates)
+
+
+def recorded(run: ppo.Run) -> list[list[int]]:
+    """Learn, and return all answers."""
+    answers: list[list[int]] = []
+    answer = run.answer
+
+    def keep(*given: Any, **options: Any) -> Any:
+        batch = answer(*given, **options)
+        answers.extend(batch.rollouts.answers.tolist())
+        return batch
+
+    run.answer = keep  # type: ignore[method-assign]
+    run.learn()
+    return answers
+
+
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+def test_one_base_is_as_good_as_four_models(
+    name: str, language_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = language_model(name)
+    settings = {"learning_rate": 1e-3, "kl_coef": 0.2, "whiten_rewards": True, "missing_eos_penalty": 0.3}
+    if name == "llama":
+        folder = reward_folder(base, tmp_path / "reward")
+        one = make_run(base, tmp_path / "one", str(folder), **settings)
+        assert one.ready.reward.rewards[0].__class__.__name__ == "AdapterReward"
+        alone: Any = StandAlone(base, folder)
+    else:
+        one = make_run(base, tmp_path / "one", length, **settings)
+        alone = one.ready.reward.rewards[0]
+    four = make_run(base, tmp_path / "four", length, **settings)
+    for target, source in zip(four.trained.values(), one.trained.values(), strict=True):
+        if target.keys() == source.keys() and all(target[n].shape == source[n].shape for n in target):
+            with torch.no_grad():
+                for key in target:
+                    target[key].copy_(source[key])
+    if name == "llama":
+        four.roles = one.roles
+    separate(four, base, alone)
+    trained = [p.detach().clone() for part in one.trained.values() for p in part.values()]
+    first, second = recorded(one), recorded(four)
+    assert len(first) == 40 and first == second
+    assert one.update == four.update == 5
+    for line, other in zip(one.history, four.history, strict=True):
+        for key, value in line.items():
+            assert other[key] == pytest.approx(value, abs=1e-5, rel=1e-5), key
+    moved = [p for part in one.trained.values() for p in part.values()]
+    assert any(not torch.equal(p, before) for p, before in zip(moved, trained, strict=True))
+
+
+def frozen(run: ppo.Run) -> dict[str, torch.Tensor]:
+    """Everything on the base but what policy and critic train."""
+    own = {id(p) for part in run.trained.values() for p in part.values()}
+    state = {n: p.detach().clone() for n, p in run.roles.policy.model.named_parameters() if id(p) not in own}
+    if run.roles.reward is not None and run.roles.reward.head is not None:
+        state["reward head"] = run.roles.reward.head.weight.detach().clone()
+    return state
+
+
+def sft_adapter(base: Path, folder: Path) -> Path:
+    """A LoRA of a causal LM, as plain PEFT saves it."""
+    torch.manual_seed(4)
+    with models.quiet():
+        model = transformers.AutoModelForCausalLM.from_pretrained(base)
+        wrapped = peft.get_peft_model(
+            model, peft.LoraConfig("CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+        )
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        wrapped.save_pretrained(folder)
+    return folder
+
+
+def test_base_reference_and_reward_are_bit_equal_to_before(llama: Path, tmp_path: Path) -> None:
+    sft, reward = sft_adapter(llama, tmp_path / "sft"), reward_folder(llama, tmp_path / "reward")
+    run = make_run(sft, tmp_path / "run", str(reward), adapter=None)
+    before, policy = frozen(run), {n: p.detach().clone() for n, p in run.trained["policy"].items()}
+    kinds = {kind for kind in ("base_layer", ".reference.", ".reward.") for name in before if kind in name}
+    assert kinds == {"base_layer", ".reference.", ".reward."}
+    run.learn()
+    after = frozen(run)
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert all(not torch.equal(policy[n], p) for n, p in run.trained["policy"].items())
+    # The policy starts at the reference: the first update's KL is nothing at all.
+    assert run.history[0]["objective/kl"] == 0.0
+    assert run.history[-1]["objective/kl"] != 0.0
+
+
+def test_a_critic_starts_from_the_reward_model(llama: Path, tmp_path: Path) -> None:
+    run = make_run(llama, tmp_path / "run", str(reward_folder(llama, tmp_path / "reward")), adapter=LORA)
+    critic, reward = run.roles.critic, run.roles.reward
+    assert reward is not None
+    made = rollouts.collate([[5, 6, 7], [8]], [[9, 10], [11]], frozenset({2}), 0)
+    with torch.no_grad():
+        with critic.playing():
+            states = rollouts.hidden_states(critic.model, made)
+            last = critic.head(states[:, -2:].float()).squeeze(-1)  # type: ignore[misc]
+        with reward.playing():
+            scores = reward.scores(made)
+    torch.testing.assert_close(torch.stack([last[0, 1], last[1, 0]]), scores)
+
+
+def test_in_full_with_models_of_their_own(llama: Path, tmp_path: Path) -> None:
+    settings = {"adapter": "full/default", "total_episodes": 16, "learning_rate": 1e-3}
+    record = run_ppo(llama, tmp_path / "run", length, **settings)
+    assert record["proof"]["max_difference"] == 0.0
+    with models.quiet():
+        before, after = (
+            transformers.AutoModelForCausalLM.from_pretrained(place).state_dict()
+            for place in (llama, tmp_path / "run")
+        )
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert (tmp_path / "run/critic/model.safetensors").is_file()
+    run = make_run(llama, tmp_path / "again", adapter="full/default")
+    reference = run.roles.reference.model
+    run.learn()
+    assert all(torch.equal(value, before[name]) for name, value in reference.state_dict().items())
+
+
+# ---- steps ----
+
+
+def gradient_norms(run: ppo.Run) -> list[float]:
+    """Norms of the policy's gradients as the optimizer gets them."""
+    norms: list[float] = []
+
+    def look(*_: Any) -> None:
+        norms.append(torch.stack([p.grad.norm() for p in run.trained["policy"].values()]).norm().item())
+
+    run.optimizer.register_step_pre_hook(look)
+    run.learn()
+    return norms
+
+
+def test_gradient_clipping_clips(llama: Path, tmp_path: Path) -> None:
+    clipped = make_run(llama, tmp_path / "clipped", max_grad_norm=1e-3, total_episodes=16)
+    norms = gradient_norms(clipped)
+    assert len(norms) == 8
+    assert max(norms) <= 1e-3 * (1 + 1e-4)
+    assert max(line["policy/grad_norm"] for line in clipped.history) > 1e-2  # what they were before
+    free = gradient_norms(make_run(llama, tmp_path / "free", max_grad_norm=0.0, total_episodes=8))
+    assert max(free) > 1e-2
+
+
+def test_accumulated_passes_are_one_larger_batch(llama: Path, tmp_path: Path) -> None:
+    sizes = [{"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
+             {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}]  # fmt: skip
+    runs = [
+        make_run(llama, tmp_path / str(i), learning_rate=1e-3, num_mini_batches=1, total_episodes=16, **size)
+        for i, size in enumerate(sizes)
+    ]
+    for run in runs:
+        run.ready = run.ready._replace(end_ids=frozenset(range(0, 122, 5)))  # answers of unequal length
+        run.learn()
+    assert len({line["val/answer_length"] for line in runs[0].history} | {6.0}) == 3
+    for line, other in zip(runs[0].history, runs[1].history, strict=True):
+        for key in (
+            "loss/policy_avg",
+            "loss/value_avg",
+            "objective/scores",
+            "policy/grad_norm",
+            "val/grad_norm",
+        ):
+            assert other[key] == pytest.approx(line[key], abs=1e-5, rel=1e-4), key
+
+
+def test_activations_computed_again_meet_the_same_adapter(llama: Path, tmp_path: Path) -> None:
+    runs = [
+        make_run(llama, tmp_path / str(on), learning_rate=1e-3, total_episodes=16, gradient_checkpointing=on)
+        for on in (False, True)
+    ]
+    calls = [0, 0]
+
+    def count(number: int) -> Callable[..., None]:
+        def add(*_: Any) -> None:
+            calls[number] += 1
+
+        return add
+
+    for number, run in enumerate(runs):
+        layer = models.plain_model(run.roles.policy.model).model.layers[0].self_attn.q_proj
+        layer.register_forward_hook(count(number))
+        run.learn()
+    # 2 updates of 4 passes, each for policy and critic
+    assert calls[1] == calls[0] + 2 * 4 * 2
+    for line, other in zip(runs[0].history, runs[1].history, strict=True):
+        for key, value in line.items():
+            assert other[key] == pytest.approx(value, abs=1e-5, rel=1e-4), key
+
+
+# ---- what is saved ----
+
+
+def test_the_policy_is_an_ordinary_adapter_beside_its_critic(llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    record = run_ppo(llama, folder, adapter=LORA, judge=length, num_sample_generations=2, save_steps=2)
+    assert record["proof"] == {"max_difference": 0.0, "examples": 4}
+    assert record == json.loads((folder / "run.json").read_text("utf-8"))
+    assert checkpoints.damage(folder) == []
+    with models.quiet():
+        base = transformers.AutoModelForCausalLM.from_pretrained(llama)
+        model = peft.PeftModel.from_pretrained(base, str(folder)).eval()
+    assert set(model.peft_config) == {"default"}
+    assert {p.name for p in (folder / "critic").iterdir()} >= {
+        "adapter_model.safetensors",
+        "value_head.safetensors",
+    }
+    assert [line["update"] for line in metrics(folder)] == [1, 2, 3, 4, 5]
+    assert {"objective/judge", "policy/clipfrac_avg", "val/explained_variance"} <= metrics(folder)[0].keys()
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text("utf-8").splitlines()]
+    assert [line["update"] for line in samples] == [0] * 4 + [3] * 4 + [5] * 4
+    page = (folder / "samples.html").read_text("utf-8")
+    assert "a lovely film" in page and "share_of_good" in page
+    assert "PeftModel.from_pretrained" in (folder / "README.md").read_text("utf-8")
+
+
+def test_a_saved_policy_that_is_another_one_is_found(llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from ptft_hf.errors import RoundTripError
+    from ptft_hf.rlhf import saving
+
+    run = make_run(llama, tmp_path / "run")
+    run.learn()
+    saving.save_policy(run, tmp_path / "saved")
+    assert saving.prove(run, tmp_path / "saved")["max_difference"] == 0.0
+    file = tmp_path / "saved" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "lora_B" in name)
+    save_file({**tensors, name: tensors[name] + 0.1}, file, {"format": "pt"})
+    with pytest.raises(RoundTripError, match="the saved policy is not the trained one"):
+        saving.prove(run, tmp_path / "saved")
+
+
+def test_markup_in_an_answer_is_shown_as_text() -> None:
+    from ptft_hf.rlhf import reporting
+
+    line = {
+        "update": 0,
+        "prompt": "<b>",
+        "reference": "",
+        "answer": "<script>x</script>",
+        "scores": {"a<i": 1.0},
+    }
+    page = reporting.samples_page([line])
+    assert "<script>" not in page and "&lt;script&gt;" in page and "a&lt;i" in page
+
+
+# ---- bad inputs ----
+
+
+def broken(prompts: list[str], answers: list[str]) -> list[float]:
+    return [math.nan for _ in answers]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"klcoef": 1}, r"unknown option of PPO 'klcoef' \(did you mean 'kl_coef'\?\)"),
+        ({"kl_coef": -1.0}, "kl_coef: expected a number of at least 0, got -1.0"),
+        ({"target": 3.0}, "target: has no effect without adap_kl_ctrl"),
+        (
+            {"stop_on": ["negative_k"]},
+            r"the doctor has no finding 'negative_k' \(did you mean 'negative_kl'\?\)",
+        ),
+        (
+            {"adapter": "bottleneck/houlsby"},
+            "PPO trains with a method of PEFT or in full, not with bottleneck",
+        ),
+        ({"adapter": "prefix/tokens20"}, "cannot play several parts on one base: a prefix is no adapter"),
+        ({"adapter": "adalora/r12_to_8"}, "its ranks are cut by a schedule of its own"),
+        ({"adapter": "lora/pissa"}, "changes the base, which all parts of PPO share"),
+        ({"response_length": 72}, "leaves 0 of the model's 72 positions for prompts"),
+        ({"reward": "no.such_module:f"}, "--reward no.such_module:f: cannot be imported"),
+        ({"reward": "nowhere"}, "nowhere: no such folder here"),
+        ({"reward": "x*tests.ppo_runs:length"}, "'x' before the [*] is no number"),
+        ({"reward": broken}, "reward broken: nan is no finite number"),
+        ({"reward": lambda p, a: [1.0]}, "1 scores for 8 answers"),
+        ({"lr_scheduler_type": "liner"}, "lr_scheduler_type: 'liner'"),
+        ({"task": "sequence_classification/sst2"}, "PPO needs prompts, a recipe of the family prompts"),
+        ({"data": None}, "names no data"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_inputs_are_refused(given: dict[str, Any], message: str, llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(PtftError, match=message):
+        run_ppo(llama, tmp_path / "run", **{"adapter": LORA, **given})
+    if "reward" not in given:
+        assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_or_a_checkpoint_without_a_head_is_refused(checkpoint: Any, tmp_path: Path) -> None:
+    with pytest.raises(PtftError, match=r"no language model: .*lm_head.weight.* not in the checkpoint"):
+        run_ppo(checkpoint("llama"), tmp_path / "run", adapter=LORA)
+
+
+@pytest.mark.slow
+def test_every_method_of_peft_in_the_catalogue_is_trained_or_refused(llama: Path, tmp_path: Path) -> None:
+    for name in ("ia3/default", "vera/r256", "oft/block32", "ln_tuning/default", "lora/dora"):
+        assert load_adapter(name)
+        extra = {"adapter.target_modules": ["q_proj", "v_proj"]} if name == "oft/block32" else {}
+        run = make_run(llama, tmp_path / name, adapter=name, total_episodes=8, learning_rate=1e-2, **extra)
+        before = frozen(run)
+        run.learn()
+        assert all(torch.equal(before[n], p) for n, p in frozen(run).items())
+        assert run.history[-1]["policy/grad_norm"] > 0

@@ -1,0 +1,94 @@
+"""Rewards of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ptft_hf.errors import PtftError, RecipeError
+from ptft_hf.rlhf import rewards, rollouts
+from tests.finished import Finished, full, lora
+from tests.ppo_runs import length, share_of_good
+
+__all__ = ["full", "lora"]
+PROMPTS = ["the film was", "a"]
+ANSWERS = [" good good", " bad plot so much"]
+
+
+def batch(prompts: list[str] = PROMPTS, answers: list[str] = ANSWERS) -> rewards.Answered:
+    made = rollouts.collate([[5]] * len(prompts), [[6]] * len(prompts), frozenset({2}), 0)
+    return rewards.Answered(prompts, answers, made)
+
+
+def build(*given: Any) -> rewards.WeightedSum:
+    return rewards.build(given, lambda _: None, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("runs/x", ("runs/x", None, False, 1.0)),
+        ("0.5*runs/x#pos", ("runs/x", "pos", False, 0.5)),
+        ("-1*pkg.mod:f", ("pkg.mod:f", None, False, -1.0)),
+        ("runs/x#pos:logit", ("runs/x", "pos", True, 1.0)),
+    ],
+)
+def test_how_a_reward_is_written(text: str, expected: Any) -> None:
+    assert rewards.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "x*runs", "2*", "runs#a:prob", "nan*runs"])
+def test_how_it_is_not(text: str) -> None:
+    with pytest.raises(RecipeError, match="--reward"):
+        rewards.parse(text)
+
+
+def test_functions_by_name_and_by_hand_and_their_weighted_sum() -> None:
+    both = build("2*tests.ppo_runs:share_of_good", length)
+    assert both.name == "2 * tests.ppo_runs:share_of_good + length"
+    assert both.parts(batch()) == {"tests.ppo_runs:share_of_good": [1.0, 0.0], "length": [2 / 6, 4 / 6]}
+    assert both(batch()) == pytest.approx([2 + 2 / 6, 4 / 6])
+    tensors = build(lambda p, a: torch.tensor(share_of_good(p, a)))
+    assert tensors(batch()) == [1.0, 0.0]
+    assert list(build(length, length).parts(batch())) == ["length (1)", "length (2)"]
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_folder_of_a_run_that_trained_a_classifier(kind: str, request: pytest.FixtureRequest) -> None:
+    run: Finished = request.getfixturevalue(kind)
+    from ptft_hf import load
+
+    reward = build(f"{run.folder}#pos")
+    found = reward(batch())
+    texts = [prompt + answer for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
+    expected = [answer["scores"]["pos"] for answer in load(run.folder).predict(texts)]
+    assert found == pytest.approx(expected, abs=1e-6)
+    logits = build(f"{run.folder}#pos:logit")(batch())
+    others = build(f"{run.folder}#neg:logit")(batch())
+    chances = torch.softmax(torch.tensor([others, logits]), 0)[1]
+    assert found == pytest.approx(chances.tolist(), abs=1e-5)
+    alone = [reward(batch([p], [a]))[0] for p, a in zip(PROMPTS, ANSWERS, strict=True)]
+    assert alone == pytest.approx(found, abs=1e-6)  # neighbours do not matter
+
+
+def test_labels_and_checkpoints_that_do_not_fit(full: Finished, checkpoint: Any, tmp_path: Path) -> None:
+    for text, message in (
+        (str(full.folder), "say which label is the reward: .*#LABEL; it has neg, pos"),
+        (f"{full.folder}#poss", r"has no label 'poss' \(did you mean 'pos'\?\)"),
+        (str(checkpoint("bert")), "no sequence classifier: .* are not in the checkpoint"),
+        ("tests.ppo_runs:nothing", "cannot be imported"),
+        ("tests.ppo_runs:QUICK", "is no function but dict"),
+    ):
+        with pytest.raises(PtftError, match=message):
+            build(text)
+
+
+def test_a_module_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_own_reward.py").write_text(
+        "def one(prompts, answers):\n    return [1 for _ in answers]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert build("my_own_reward:one")(batch()) == [1.0, 1.0]
