@@ -25,13 +25,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-demo.txt
 	$(PIP) install --no-deps --require-hashes -r requirements-demo.txt
 	touch $@
 
+# The tests cover the extras, too; the demo does without them.
+$(VENV)/.extras: $(VENV)/.installed
+	$(PIP) install -c constraints.txt -e '.[dev,quant,onnx,tune,gguf]'
+	touch $@
+
 demo: install
 	@HF_HUB_OFFLINE=1 $(BIN)/python examples/demo.py
 
-test: install
+test: $(VENV)/.extras
 	$(PYTEST) -m "not slow and not requires_cuda"
 
-test-all: install
+test-all: $(VENV)/.extras
 	$(PYTEST) -m "not requires_cuda"
 
 lint: install

@@ -21,7 +21,10 @@ from tests.commands import Done, Ptft, answers, ptft  # noqa: F401
 from tests.conftest import rows, write_rows
 from tests.finished import Finished, full, lora  # noqa: F401
 
-VERBS = ("train", "predict", "evaluate", "inspect", "merge", "compare", "tune", "push", "ls", "show", "validate")
+VERBS = (
+    *("train", "predict", "evaluate", "inspect", "merge", "export", "compare", "tune", "ppo", "push"),
+    *("ls", "show", "validate"),
+)
 
 
 # ---- help and recipes ----
