@@ -11,8 +11,7 @@ import torch
 from ptft_hf import report
 from ptft_hf.errors import DataError
 from ptft_hf.recipes import SummarizationRecipe
-from ptft_hf.recipes.summarization import DOCUMENT
-from ptft_hf.tasks import TaskDefaults, Usage, generation, losses, prompting, rouge
+from ptft_hf.tasks import TaskDefaults, Usage, generation, losses, prompting, rouge, summary_usage
 from ptft_hf.tasks.inputs import text_row
 from ptft_hf.tasks.prompting import Speech
 
@@ -23,35 +22,6 @@ MANY_ROWS = 20_000
 """Tokenizing fewer takes seconds, and a bar for it is noise."""
 SHOWN = 5
 """Summaries that a report shows beside their references."""
-SAMPLES = (
-    "The river rose by two metres in the night. By morning the old bridge was closed, and the school on the far "
-    "bank sent word that lessons would be held in the town hall until the water falls.",
-    "Ann asked whether the shop was open on Sunday. Ben said that it was, but only until noon, so they agreed to "
-    "meet there at ten.",
-)
-ENCODER_USAGE = """text = "{text}"
-inputs = tokenizer({prompt}, return_tensors="pt")  # up to {limit} tokens
-with torch.no_grad():
-    ids = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-summary = tokenizer.decode(ids[0], skip_special_tokens=True).strip()
-print(summary)"""
-CHAT_USAGE = """text = "{text}"
-chat = [{{"role": "user", "content": {prompt}}}]
-inputs = tokenizer.apply_chat_template(
-    chat, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-)  # up to {limit} tokens
-with torch.no_grad():
-    ids = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-summary = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-print(summary)"""
-DECODER_USAGE = """text = "{text}"
-inputs = tokenizer({prompt}, return_tensors="pt")["input_ids"]  # up to {limit} tokens
-if inputs[0, -1] == tokenizer.eos_token_id:  # some tokenizers close what they are given
-    inputs = inputs[:, :-1]
-with torch.no_grad():
-    ids = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs))
-summary = tokenizer.decode(ids[0, inputs.shape[1] :], skip_special_tokens=True).strip()
-print(summary)"""
 
 
 class Written(NamedTuple):
@@ -372,12 +342,8 @@ class Summarization(TaskDefaults):
         return []
 
     def usage(self, columns: Sequence[str], max_length: int) -> Usage:
-        speech = self.speech
-        before, _, after = speech.prompt.partition(DOCUMENT)
-        prompt = " + ".join([*([repr(before)] if before else []), "text", *([repr(after)] if after else [])])
-        code = {"chat": CHAT_USAGE, "decoder": DECODER_USAGE}.get(speech.kind, ENCODER_USAGE)
-        limit = max_length if speech.has_encoder else max_length - self.fields["max_new_tokens"]
-        return Usage(code.format(text=SAMPLES[0], prompt=prompt, limit=limit), list(SAMPLES), "", "writes summaries")
+        room = 0 if self.speech.has_encoder else self.fields["max_new_tokens"]
+        return summary_usage.usage(self.speech, max_length - room)
 
     def state(self) -> dict[str, Any]:
         return self.speech._asdict()
