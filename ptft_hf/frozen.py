@@ -385,7 +385,8 @@ def probes(trainer: Any) -> tuple[list[Batch], list[Batch]]:
 def parts_of(trainer: Any) -> list[Part]:
     """What a run sees more than once."""
     args, rows = trainer.args, trainer.train_dataset
-    first = list(trainer._get_train_sampler())
+    by_batch = args.train_sampling_strategy == "batch_rebalance"  # upstream's, which gives no row numbers
+    first = [] if by_batch else list(trainer._get_train_sampler())
     order = [*first, *sorted(set(range(len(rows))) - set(first))]  # those that oversampling did not draw
     size = args.train_batch_size
     parts = [Part(True, rows, [order[i : i + size] for i in range(0, len(order), size)])]
