@@ -23,7 +23,6 @@ from tests.kill_harness import KINDS, Command, finish, kill, moment, stage
 from tests.ppo_runs import make_language_model, prompts
 
 SETTINGS = {
-    "total_episodes": 40,
     "per_device_train_batch_size": 4,
     "num_mini_batches": 2,
     "num_ppo_epochs": 2,
@@ -39,7 +38,7 @@ SETTINGS = {
 }
 
 
-def prepare(folder: Path) -> Callable[[str], Command]:
+def prepare(folder: Path, episodes: int) -> Callable[[str], Command]:
     """Policy, prompts and task in a folder; returns the command line of a run into ``NAME``."""
     policy = make_language_model("llama", folder / "policy")
     for name, rows in prompts().items():
@@ -48,7 +47,8 @@ def prepare(folder: Path) -> Callable[[str], Command]:
     task = folder / "task.yaml"
     task.write_text(f"family: prompts\ndata: {{path: json, data_files: {{{files}}}}}\n", encoding="utf-8")
     fixed = ["--policy", str(policy), "--reward", "tests.ppo_runs:share_of_good", "--task", str(task)]
-    sets = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
+    settings = {**SETTINGS, "total_episodes": episodes}
+    sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     return lambda name: ["ppo", *fixed, *sets, "--adapter", "lora/r8_attention", "--output", str(folder / name)]
 
 
@@ -81,11 +81,11 @@ def import_everything() -> None:
     assert all((accelerate, modeling_llama, ppo))
 
 
-def run_all(kills: int, seed: int, root: Path) -> int:
+def run_all(kills: int, seed: int, episodes: int, root: Path) -> int:
     """How many of the runs that were killed and resumed are equal to the unbroken one."""
     draw = random.Random(seed)
     import_everything()
-    command = prepare(root)
+    command = prepare(root, episodes)
     started = time.monotonic()
     finish(command("unbroken"), root / "unbroken.log")
     seconds, expected = time.monotonic() - started, outcome(root / "unbroken")
@@ -109,10 +109,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--episodes", type=int, default=40)
     given = parser.parse_args()
     seed = random.randrange(1_000_000) if given.seed is None else given.seed
     with tempfile.TemporaryDirectory() as root:
-        equal = run_all(given.kills, seed, Path(root))
+        equal = run_all(given.kills, seed, given.episodes, Path(root))
     print(f"{equal} of {given.kills} killed and resumed runs are equal to the unbroken run, bit for bit")
     sys.exit(0 if equal == given.kills else 1)
 

@@ -76,8 +76,10 @@ def best_share(folder: Path) -> float:
 
 
 def test_a_task_with_a_known_answer_is_learnt(llama: Path, tmp_path: Path) -> None:
-    run_ppo(llama, tmp_path / "run", **LEARN, total_episodes=64 * 60)
+    record = run_ppo(llama, tmp_path / "run", **LEARN, total_episodes=64 * 60)
     assert best_share(tmp_path / "run") >= 0.95
+    # It says one word only, and the doctor says so.
+    assert "entropy_collapse" in {finding["name"] for finding in record["findings"]}
 
 
 @pytest.mark.slow

@@ -236,12 +236,12 @@ def _check_method(recipe: PeftRecipe) -> None:
 
 
 def new_head(model: Any) -> nn.Linear:
-    """``H -> 1``: weights of standard deviation ``1 / sqrt(H + 1)`` (Stiennon et al. 2020), bias 0."""
+    """``H -> 1``, all 0: a critic that knows nothing expects nothing, and does no harm until it has learnt."""
     size = plain_model(model).get_input_embeddings().weight.shape[1]
     output = plain_model(model).get_output_embeddings()
     size = getattr(output, "in_features", size)
     head = nn.Linear(size, 1)
-    nn.init.normal_(head.weight, std=(size + 1) ** -0.5)
+    nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head.to(next(model.parameters()).device)
 
