@@ -133,11 +133,7 @@ def card(run: Mapping[str, Any], is_adapter: bool) -> str:
     """README.md of the finished folder, with the lines that load it by upstream's libraries alone."""
     base = run["model"]["reference"]
     code = (ADAPTER_CODE if is_adapter else WHOLE_CODE).format(folder=run["output_dir"], base=base)
-    rows = [
-        f"| {title} | {run['metrics']['first'][name]:.4f} | {run['metrics']['last'][name]:.4f} |"
-        for name, title in ROWS.items()
-        if run["metrics"]["last"].get(name) is not None
-    ]
+    rows = [f"| {title} | {first} | {last} |" for title, first, last in figures(run)]
     return CARD.format(
         header=f"library_name: {'peft' if is_adapter else 'transformers'}\ntags: [ptft_hf, ppo]\n",
         title=f"{Path(run['model']['policy']).name}, PPO on {run['task']['name'].removesuffix('.yaml')}",
@@ -165,6 +161,18 @@ def ends(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | No
     return found
 
 
+def figures(run: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Title, first and last value of each figure; ``-`` where it could not be computed, as the explained variance
+    of returns that are all the same."""
+    found = []
+    for name, title in ROWS.items():
+        values = [run["metrics"][end].get(name) for end in ("first", "last")]
+        if any(value is not None for value in values):
+            first, last = ("-" if value is None else f"{value:.4f}" for value in values)
+            found.append((title, first, last))
+    return found
+
+
 def final_table(run: Mapping[str, Any]) -> None:
     """First and last updates beside each other, then what was saved."""
     console = Console(highlight=False)
@@ -172,10 +180,8 @@ def final_table(run: Mapping[str, Any]) -> None:
     table = Table("", title=None)
     for name in ("first updates", "last updates"):
         table.add_column(name, justify="right")
-    for name, title in ROWS.items():
-        values = [run["metrics"][end].get(name) for end in ("first", "last")]
-        if any(value is not None for value in values):
-            table.add_row(title, *("-" if value is None else f"{value:.4f}" for value in values))
+    for row in figures(run):
+        table.add_row(*row)
     console.print(
         f"\n{escape(run['task']['name'])} · {escape(run['adapter']['name'])} · {escape(run['reward'])}"
     )
