@@ -34,7 +34,7 @@ def write_pair(folder: Path, split: str, count: int, *, packed: bool = False) ->
     names = [f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"]
     for name, array in zip(names, (pixels, classes), strict=True):
         content = idx(array)
-        (folder / name).write_bytes(gzip.compress(content) if packed else content)
+        (folder / name).write_bytes(gzip.compress(content, mtime=0) if packed else content)
     return [str(folder / name) for name in names]
 
 
@@ -84,7 +84,7 @@ GOOD = idx(np.zeros((2, 3, 3), np.uint8))
         (GOOD[:7], "ends within its header, after 7 bytes"),
         (GOOD[:-1], "33 bytes, and its header, which says 2 x 3 x 3 values, asks for 34; is it the whole file"),
         (GOOD + b"\0", "35 bytes"),
-        (gzip.compress(GOOD)[:-9], "cannot be read"),
+        (gzip.compress(GOOD, mtime=0)[:-9], "cannot be read"),
     ],
 )
 def test_broken_idx_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
