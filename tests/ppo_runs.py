@@ -76,6 +76,11 @@ def length(prompts: list[str], answers: list[str]) -> list[float]:
     return [len(answer.split()) / 6 for answer in answers]
 
 
+def characters(prompts: list[str], answers: list[str]) -> list[float]:
+    """Of an answer's text: other ones for other answers, so that there is something to learn from the first on."""
+    return [len(answer) / 20 for answer in answers]
+
+
 def recipe(**fields: Any) -> PromptsRecipe:
     return PromptsRecipe(name="test", family="prompts", **fields)
 

@@ -225,6 +225,8 @@ def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Tests that run in the background ignore the signal, and what they start would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         give_up = time.monotonic() + 120
@@ -235,6 +237,7 @@ def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.wait()
     assert process.returncode == 130, err
     assert "\nstopped; --resume goes on from the newest checkpoint\n" in err
     assert "Traceback" not in err

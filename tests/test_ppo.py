@@ -21,6 +21,7 @@ from ptft_hf.rlhf import ppo, roles, rollouts
 from ptft_hf.rlhf.preparing import make_plan, prepare
 from tests.ppo_runs import (
     QUICK,
+    characters,
     length,
     make_language_model,
     metrics,
@@ -326,12 +327,12 @@ def gradient_norms(run: ppo.Run) -> list[float]:
 
 
 def test_gradient_clipping_clips(llama: Path, tmp_path: Path) -> None:
-    clipped = make_run(llama, tmp_path / "clipped", max_grad_norm=1e-3, total_episodes=16)
+    clipped = make_run(llama, tmp_path / "clipped", characters, max_grad_norm=1e-3, total_episodes=16)
     norms = gradient_norms(clipped)
     assert len(norms) == 8
     assert max(norms) <= 1e-3 * (1 + 1e-4)
     assert max(line["policy/grad_norm"] for line in clipped.history) > 1e-2  # what they were before
-    free = gradient_norms(make_run(llama, tmp_path / "free", max_grad_norm=0.0, total_episodes=8))
+    free = gradient_norms(make_run(llama, tmp_path / "free", characters, max_grad_norm=0.0, total_episodes=8))
     assert max(free) > 1e-2
 
 
@@ -339,7 +340,9 @@ def test_accumulated_passes_are_one_larger_batch(llama: Path, tmp_path: Path) ->
     sizes = [{"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
              {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}]  # fmt: skip
     runs = [
-        make_run(llama, tmp_path / str(i), learning_rate=1e-3, num_mini_batches=1, total_episodes=16, **size)
+        make_run(
+            llama, tmp_path / str(i), characters, learning_rate=1e-3, num_mini_batches=1, total_episodes=16, **size
+        )
         for i, size in enumerate(sizes)
     ]
     for run in runs:
@@ -359,7 +362,9 @@ def test_accumulated_passes_are_one_larger_batch(llama: Path, tmp_path: Path) ->
 
 def test_activations_computed_again_meet_the_same_adapter(llama: Path, tmp_path: Path) -> None:
     runs = [
-        make_run(llama, tmp_path / str(on), learning_rate=1e-3, total_episodes=16, gradient_checkpointing=on)
+        make_run(
+            llama, tmp_path / str(on), characters, learning_rate=1e-3, total_episodes=16, gradient_checkpointing=on
+        )
         for on in (False, True)
     ]
     calls = [0, 0]

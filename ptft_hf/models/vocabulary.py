@@ -79,8 +79,10 @@ def train_rows(model: Any) -> None:
     them.
     """
     rows = added_rows(model)
+    if not rows:
+        return
     weight = model.get_input_embeddings().weight
-    if not rows or weight.requires_grad:
+    if weight.requires_grad:
         return
     mask = torch.zeros(len(weight), 1)
     mask[list(rows)] = 1
