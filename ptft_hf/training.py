@@ -144,7 +144,7 @@ def run(
     written = records.identity(plan, ready, arguments)
     start = records.find_start(folder, written, is_main) if resume else None
     arguments.eval_on_start = arguments.eval_on_start and start is None
-    attention = choose_attention(ready, arguments)
+    attention = choose_attention(plan, ready, arguments)
     trainer = build_trainer(Trainer, plan, ready, arguments, folder)
     for callback in callbacks:
         trainer.add_callback(callback)
@@ -216,11 +216,12 @@ def sorted_by_length(encoded: Any) -> Any:
     return encoded.select(sorted(range(len(lengths)), key=lambda i: -lengths[i]))
 
 
-def choose_attention(ready: Ready, arguments: Any) -> models.AttentionByLength | None:
+def choose_attention(plan: Plan, ready: Ready, arguments: Any) -> models.AttentionByLength | None:
     """By length on a CPU, unless the user chose one for all."""
     if arguments.device.type != "cpu" or arguments.torch_compile or "attn_implementation" in ready.facts["options"]:
         return None
-    return models.AttentionByLength(ready.model, ready.encoded["train"]["length"][:])
+    drops = plan.adapter.trains_weights or plan.adapter.trunk_dropout
+    return models.AttentionByLength(ready.model, ready.encoded["train"]["length"][:], drops=drops)
 
 
 # ---- the end ----

@@ -13,6 +13,7 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from ptft_hf.models import AttentionByLength
 from tests.conftest import rows
 from tests.runs import bert_without_dropout, curve, short_run
+from tests.tiny import make_checkpoint
 
 
 @pytest.fixture
@@ -53,6 +54,15 @@ def test_short_batches_are_eager_and_the_longest_are_not(bert: Path) -> None:
 def test_rows_longer_than_was_measured_are_long(bert: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(bert)
     assert AttentionByLength(model, [500] * 100).short == 128
+
+
+def test_with_dropout_all_are_short_that_were_measured(tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(make_checkpoint("bert", tmp_path / "bert"))
+    lengths = [10] * 96 + [40] * 4
+    assert AttentionByLength(model, lengths, drops=True).short == 128
+    assert AttentionByLength(model, lengths, drops=False).short == 10
+    model.config.attention_probs_dropout_prob = 0.0
+    assert AttentionByLength(model, lengths, drops=True).short == 10
 
 
 def test_a_model_without_sdpa_stays_as_it_is(bert: Path) -> None:
