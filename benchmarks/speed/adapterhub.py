@@ -1,10 +1,9 @@
 """AdapterHub's LoRA r=8 on query and value: AdapterTrainer, dynamic padding, fp32.
 
 For an environment of its own, since ``adapters`` 1.3.0 pins transformers 4.57: it needs ``adapters``,
-``torch``, ``accelerate``, ``datasets`` (below 4.5: later ones ask for a huggingface_hub that it cannot use) and the model
-folder (``--model``, which ``run.py`` passes on). The
-head is a plain one (``adapters.init`` on a transformers classifier) and is trained, as in the others; the
-encoder, its pooler included, stays frozen.
+``torch``, ``accelerate``, ``datasets`` (below 4.5: later ones ask for a huggingface_hub that it cannot use)
+and the model folder (``--model``, which ``run.py`` passes on). The head is a plain one (``adapters.init`` on
+a transformers classifier) and is trained, as in the others; the encoder, its pooler included, stays frozen.
 """
 
 from __future__ import annotations
