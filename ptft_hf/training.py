@@ -18,6 +18,7 @@ from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.inference import TrainedModel
 from ptft_hf.models import plain_model
 from ptft_hf.preparing import Plan, Ready, describe, make_plan, prepare, training_arguments
+from ptft_hf.rounding import RoundedLengths
 
 OWN_FILES = (records.SETTINGS, "run.json", "checkpoints")
 PROBE_ROWS = 16
@@ -197,7 +198,7 @@ def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: P
             args=arguments,
             train_dataset=ready.encoded["train"],
             eval_dataset=sorted_by_length(ready.task.between_epochs(ready.encoded["validation"])),
-            data_collator=ready.task.collator(ready.tokenizer),
+            data_collator=training_collator(ready, arguments),
             processing_class=ready.tokenizer,
             callbacks=callbacks,
         )
@@ -208,6 +209,14 @@ def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: P
             "processes); leave it out"
         )
     return trainer
+
+
+def training_collator(ready: Ready, arguments: Any) -> Any:
+    """The family's; on a CPU with batches of few lengths."""
+    collate = ready.task.collator(ready.tokenizer)
+    if arguments.device.type != "cpu" or ready.task.reads != "text":
+        return collate
+    return RoundedLengths(collate, ready.tokenizer, max(ready.encoded["train"]["length"][:]))
 
 
 def sorted_by_length(encoded: Any) -> Any:

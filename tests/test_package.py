@@ -126,7 +126,7 @@ LAYERS = [
     {"checkpoints", "card", "onnx_models"},
     {"inference", "inspecting"},
     {"preparing", "exporting"},
-    {"sampling"},
+    {"sampling", "rounding"},
     {"resuming", "callbacks", "frozen"},
     {"trainer"},
     {"records"},
