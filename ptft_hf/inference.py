@@ -267,9 +267,8 @@ def load_weights(
 
 def relocated(facts: Mapping[str, Any], base: str) -> dict[str, Any]:
     """What ``run.json`` says of an adapter's base, when that is at another place now."""
-    source, revision = models.split_revision(recipes.locate(base))
-    options = {name: value for name, value in facts["options"].items() if name != "revision"}
-    options |= {"revision": revision} if revision else {}
+    given = {name: value for name, value in facts["options"].items() if name != "revision"}
+    source, options = models.located(base, given)
     return {**facts, "reference": base, "source": source, "options": options}
 
 

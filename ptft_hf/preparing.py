@@ -118,17 +118,14 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
     if added:
         notes.append(f"{len(added['ids'])} tokens added; their embeddings begin at the mean of all others")
     method = adapters.build(plan.adapter, plan.config)
-    source_id, revision = models.split_revision(recipes.locate(plan.model))
+    source, given = models.located(plan.model, options)
     facts = {
         "reference": plan.model,
-        "source": source_id,
+        "source": source,
         "auto_class": task.auto_class,
         "max_length": max_length,
         "dtype": str(models.as_dtype(options.get("dtype", "float32"))).removeprefix("torch."),
-        "options": {
-            **({"revision": revision} if revision else {}),
-            **{k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in options.items()},
-        },
+        "options": {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in given.items()},
         "quantization": plan.adapter.quantization,
         "added_tokens": added,
         "fingerprint": loaded.fingerprint,
@@ -168,13 +165,10 @@ def begin_from(
     if recipes.from_nothing(plan.model):
         return begin_from_nothing(plan, task, splits, options)
     tokenizer = models.load_reader(task.reads, plan.model, **options)
-    task.look_at_checkpoint(models.load_config(plan.model, **options), tokenizer)
+    notes = task.look_at_checkpoint(models.from_pretrained("AutoConfig", plan.model, options), tokenizer)
     loaded = models.load_model(
         plan.model, task.auto_class, config=task.config(), quantization=plan.adapter.quantization, **options
     )
-    notes = []
-    if isinstance(plan.task, recipes.CorpusRecipe) and plan.task.tokenizer is not None:
-        notes.append("tokenizer: the checkpoint's own is used; the recipe's is for models from nothing")
     return loaded, tokenizer, notes
 
 
@@ -187,10 +181,10 @@ def begin_from_nothing(
         RecipeError: Something else than pre-training in full is to begin from nothing.
         ModelError: They cannot be had.
     """
-    recipe, problems = plan.task, list[str]()
-    if task.reads == "text" and not isinstance(recipe, recipes.CorpusRecipe):
+    problems = []
+    if not task.begins_from_nothing:
         problems.append(
-            f"model: {plan.model}: random weights know nothing that {recipe.name} could build on; train "
+            f"model: {plan.model}: random weights know nothing that {plan.task.name} could build on; train "
             "them on a corpus (family masked_lm or causal_lm) first, and take the folder of that run"
         )
     if not isinstance(plan.adapter, recipes.FullRecipe):
@@ -201,19 +195,9 @@ def begin_from_nothing(
     if problems:
         raise RecipeError(*problems)
     config = models.config_of(plan.model, {**options, **task.config()})
-    random = "the weights are random: nothing is pretrained"
-    if not isinstance(recipe, recipes.CorpusRecipe):
-        loaded = models.random_model(plan.model, task.auto_class, config, None, options)
-        return loaded, models.default_processor(config), [random]
-    tokenizer, note = models.tokenizer_of(
-        plan.model,
-        recipe.tokenizer,
-        splits.train["text"][:],
-        kind=recipe.tokenizer_kind,
-        token_types=models.takes_token_types(task.auto_class, config),
-    )
-    loaded = models.random_model(plan.model, task.auto_class, config, tokenizer, options)
-    return loaded, tokenizer, [random, note]
+    reader, notes = task.reader_from_nothing(plan.model, config, splits.train)
+    loaded = models.random_model(plan.model, task.auto_class, config, reader, options)
+    return loaded, reader, ["the weights are random: nothing is pretrained", *notes]
 
 
 def training_arguments(plan: Plan, ready: Ready, folder: Path, seed: int) -> Any:

@@ -75,9 +75,10 @@ class Trainer(transformers.Trainer):
         # Gradual unfreezing changes from epoch to epoch what is trained.
         self.trained = frozenset(name for name, p in self.model.named_parameters() if p.requires_grad)
         self.quiet = [] if self.recipe.trunk_dropout else without_dropout(self.model, method.own_modules())
-        if adapter_kind(self.model) is not None:  # which saves no running means of the base
-            norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-            self.quiet += [norm for norm in norms if norm not in self.quiet]
+        # Running means move in training mode, also where the weights are frozen; an adapter does not even save them.
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        frozen = [m for m in norms if not any(p.requires_grad for p in m.parameters())]
+        self.quiet += [norm for norm in frozen if norm not in self.quiet]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Upstream's, with what the method wants to hold meanwhile."""

@@ -18,7 +18,7 @@ from PIL import Image
 import ptft_hf
 from ptft_hf import inference, recipes, tasks
 from ptft_hf.errors import AdapterError, DataError, ModelError, RecipeError
-from ptft_hf.models.images import default_processor
+from ptft_hf.models.images import DEFAULT_SIZE, default_processor
 from ptft_hf.recipes import ImageClassificationRecipe
 from tests.commands import Ptft, answers, ptft  # noqa: F401
 from tests.runs import curve
@@ -115,6 +115,21 @@ def load_plainly(folder: Path, base: Path) -> Any:
 def test_the_matrix_is_as_wide_as_promised() -> None:
     assert len(SIZES) >= 8
     assert set(CELLS) >= FAST
+
+
+@pytest.mark.parametrize("architecture", ["vit", pytest.param("resnet", marks=pytest.mark.slow)])
+def test_a_model_of_random_weights_is_trained_saved_and_trained_further(architecture: str, tmp_path: Path) -> None:
+    sizes = {f"model.{name}": value for name, value in SIZES[architecture].items()}
+    scratch: Any = f"config:{architecture}"
+    first = run(scratch, "full/default", tmp_path / "first", **sizes)
+    assert first.run["proof"]["max_difference"] == 0.0
+    assert "the weights are random: nothing is pretrained" in first.run["notes"]
+    side = SIZES[architecture].get("image_size", DEFAULT_SIZE)
+    assert dict(first.tokenizer.size) == {"height": side, "width": side}
+    further = run(tmp_path / "first", "partial/head_only", tmp_path / "further")
+    assert further.predict(pictures(2, 9)["image"][:])
+    with pytest.raises(RecipeError, match=f"{scratch} has random weights: use full/default"):
+        run(scratch, "lora/r8_attention", tmp_path / "third")
 
 
 # ---- learning ----

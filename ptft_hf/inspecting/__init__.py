@@ -66,7 +66,7 @@ def inspect(
     notes = [*splits.notes, *family.look_at(splits)]
     options = {name: value for name, value in recipe.model.items() if name != "max_length"}
     tokenizer = models.load_reader(family.reads, model, **options)
-    family.look_at_checkpoint(models.load_config(model, **options), tokenizer)
+    family.look_at_checkpoint(models.from_pretrained("AutoConfig", model, options), tokenizer)
     bare = skeleton(model, family.auto_class, family.config(), **options)
     max_length, said = models.fit_inputs(family.reads, tokenizer, bare, recipe.model)
     models.add_tokens(bare, tokenizer, recipe.add_tokens)

@@ -20,7 +20,7 @@ from ptft_hf.models.inputs import (
     read_marks_as_text,
     too_long,
 )
-from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_config, load_model
+from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_model
 from ptft_hf.models.nothing import (
     config_of,
     random_model,
@@ -29,7 +29,7 @@ from ptft_hf.models.nothing import (
     tokenizer_of,
 )
 from ptft_hf.models.quantizing import dequantize_into, in_dtype, quantized_layers
-from ptft_hf.models.reading import quiet, reading, split_revision
+from ptft_hf.models.reading import from_pretrained, located, quiet, reading, split_revision
 from ptft_hf.models.structure import (
     adapter_kind,
     count_parameters,
@@ -66,14 +66,15 @@ __all__ = [
     "ensure_padding",
     "fingerprint",
     "fit_inputs",
+    "from_pretrained",
     "give_rows",
     "head_config",
     "head_modules",
     "in_dtype",
-    "load_config",
     "load_model",
     "load_reader",
     "load_tokenizer",
+    "located",
     "longest_input",
     "plain_model",
     "quantized_layers",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ptft_hf.models.reading import config_options, reading, split_revision
-from ptft_hf.recipes import locate
+from ptft_hf.models.reading import from_pretrained
 
 DEFAULT_SIZE = 224
 """Pixels of a side, for configurations that name none (ResNet's), as ImageNet's models have."""
@@ -21,13 +20,7 @@ def load_image_processor(reference: str, **options: Any) -> Any:
     Raises:
         ModelError: There is none, or it cannot be read.
     """
-    import transformers
-
-    source, revision = split_revision(locate(reference))
-    options = {**({"revision": revision} if revision else {}), **options}
-    with reading(reference):
-        auto: Any = transformers.AutoImageProcessor
-        return auto.from_pretrained(source, backend="pil", **config_options(options))
+    return from_pretrained("AutoImageProcessor", reference, options, backend="pil")
 
 
 def default_processor(config: Any) -> Any:

@@ -9,8 +9,7 @@ from torch import nn
 
 from ptft_hf.errors import ModelError
 from ptft_hf.models.images import load_image_processor
-from ptft_hf.models.reading import config_options, reading, split_revision
-from ptft_hf.recipes import locate
+from ptft_hf.models.reading import from_pretrained
 
 DEFAULT_MAX_LENGTH = 512
 """Tokens; attention costs grow with the square of the length, so a decoder's 100,000 is no sensible default."""
@@ -22,13 +21,7 @@ def load_tokenizer(reference: str, **options: Any) -> Any:
     Raises:
         ModelError: There is none, or it cannot be read.
     """
-    import transformers
-
-    source, revision = split_revision(locate(reference))
-    if revision is not None:
-        options = {"revision": revision, **options}
-    with reading(reference):
-        return transformers.AutoTokenizer.from_pretrained(source, **config_options(options))
+    return from_pretrained("AutoTokenizer", reference, options)
 
 
 def load_reader(reads: str, reference: str, **options: Any) -> Any:

@@ -14,9 +14,8 @@ from torch import nn
 
 from ptft_hf.errors import ModelError
 from ptft_hf.models.quantizing import keep_learning, quantization_config
-from ptft_hf.models.reading import config_options, reading, split_revision
+from ptft_hf.models.reading import auto_of, from_pretrained, located, reading
 from ptft_hf.models.structure import depths, head_modules, layer_index, offsets_of, stacks_of, trunk_of
-from ptft_hf.recipes import locate
 
 
 class LoadedModel(NamedTuple):
@@ -61,21 +60,12 @@ def load_model(
         ModelError: The checkpoint cannot be found or read, lacks weights of the trunk, or its architecture has
             no head of this kind.
     """
-    import transformers
-
-    source, revision = split_revision(locate(reference))
-    if revision is not None:
-        options = {"revision": revision, **options}
+    if isinstance(config, Mapping):
+        config = from_pretrained("AutoConfig", reference, options, **config)
+    auto = auto_of(auto_class, reference, config, options)
+    source, options = located(reference, options)
     options["dtype"] = as_dtype(options.get("dtype", "float32"))
     with reading(reference):
-        if isinstance(config, Mapping):
-            config = transformers.AutoConfig.from_pretrained(source, **config, **config_options(options))
-        auto = getattr(transformers, auto_class)
-        if type(config) not in auto._model_mapping and not options.get("trust_remote_code"):
-            raise ModelError(
-                f"{reference}: transformers has no {auto_class} for the architecture "
-                f"{config.model_type!r}; choose a checkpoint of another architecture"
-            )
         given = {"config": config, "use_safetensors": True, "ignore_mismatched_sizes": True, **options}
         # It shows a bar of its own while it unpacks a GGUF file.
         with redirect_stderr(StringIO()) if "gguf_file" in options else nullcontext():
@@ -152,27 +142,9 @@ def as_dtype(value: Any) -> torch.dtype:
     return dtype
 
 
-def load_config(reference: str, **options: Any) -> Any:
-    """The configuration of a checkpoint.
-
-    Raises:
-        ModelError: There is none, or it cannot be read.
-    """
-    import transformers
-
-    source, revision = split_revision(locate(reference))
-    if revision is not None:
-        options = {"revision": revision, **options}
-    with reading(reference):
-        return transformers.AutoConfig.from_pretrained(source, **config_options(options))
-
-
 def head_config(folder: Path) -> Any:
     """The configuration that stands beside an adapter: labels, problem type, padding token."""
-    import transformers
-
-    with reading(str(folder)):
-        return transformers.AutoConfig.from_pretrained(folder)
+    return from_pretrained("AutoConfig", str(folder), {})
 
 
 def fingerprint(model: nn.Module, new: frozenset[str] = frozenset()) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 from ptft_hf.errors import ModelError, RecipeError, did_you_mean
 from ptft_hf.models.inputs import _positions, load_tokenizer
 from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint
-from ptft_hf.models.reading import config_options, reading, split_revision
+from ptft_hf.models.reading import auto_of, from_pretrained, reading
 from ptft_hf.models.structure import head_modules
-from ptft_hf.recipes import CONFIG, TokenizerRecipe, locate
+from ptft_hf.recipes import CONFIG, TokenizerRecipe
 from ptft_hf.recipes.models import FROM_PRETRAINED
 
 BATCH = 1000
@@ -58,10 +58,12 @@ def config_of(reference: str, fields: Mapping[str, Any]) -> Any:
 
     name = reference.removeprefix(CONFIG)
     changes = {field: value for field, value in fields.items() if field not in FROM_PRETRAINED}
+    own: dict[str, Any] = {}  # not the defaults, some of which follow from others (ResNet's stages from its depths)
     if name in transformers.CONFIG_MAPPING:
         config = transformers.AutoConfig.for_model(name)
     else:
-        config = _config_of_checkpoint(reference, name, config_options(fields))
+        config = _config_of_checkpoint(reference, name, fields)
+        own = config.to_dict()
     wrong = [field for field in changes if not hasattr(config, field)]
     if wrong:
         names = config.to_dict().keys()
@@ -72,7 +74,7 @@ def config_of(reference: str, fields: Mapping[str, Any]) -> Any:
             )
         )
     try:
-        return type(config).from_dict({**config.to_dict(), **changes})
+        return type(config).from_dict({**own, **changes})
     except Exception as error:  # upstream's validation raises errors of several kinds
         first = " ".join(str(error).split())[:300]
         raise ModelError(f"{reference}: the configuration refuses {sorted(changes)}: {first}") from error
@@ -81,11 +83,8 @@ def config_of(reference: str, fields: Mapping[str, Any]) -> Any:
 def _config_of_checkpoint(reference: str, name: str, options: Mapping[str, Any]) -> Any:
     import transformers
 
-    source, revision = split_revision(locate(name))
-    given = {**options, **({"revision": revision} if revision else {})}
     try:
-        with reading(name):
-            return transformers.AutoConfig.from_pretrained(source, **given)
+        return from_pretrained("AutoConfig", name, options)
     except ModelError as error:
         known = did_you_mean(name, transformers.CONFIG_MAPPING.keys())
         raise ModelError(
@@ -95,22 +94,19 @@ def _config_of_checkpoint(reference: str, name: str, options: Mapping[str, Any])
 
 
 def random_model(
-    reference: str, auto_class: str, config: Any, tokenizer: Any, options: Mapping[str, Any]
+    reference: str, auto_class: str, config: Any, reader: Any, options: Mapping[str, Any]
 ) -> LoadedModel:
-    """A model with random weights, drawn from torch's global generator, that fits the tokenizer, which learns how
-    many positions it has (models of images have none). Of the ``options`` it heeds ``dtype`` and
+    """A model with random weights, drawn from torch's global generator. It fits the ``reader``, if that is a
+    tokenizer, which learns how many positions it has. Of the ``options`` it heeds ``dtype`` and
     ``attn_implementation``.
 
     Raises:
         ModelError: The architecture has no such head, or its sizes do not fit each other.
     """
-    import transformers
-
-    auto = getattr(transformers, auto_class)
-    if type(config) not in auto._model_mapping:
-        raise ModelError(f"{reference}: transformers has no {auto_class} for the architecture {config.model_type!r}")
-    if tokenizer is not None:
-        _fit_vocabulary(config.get_text_config(), tokenizer)
+    auto = auto_of(auto_class, reference, config, {})
+    has_words = hasattr(reader, "get_vocab")
+    if has_words:
+        _fit_vocabulary(config.get_text_config(), reader)
     given = {name: options[name] for name in ("attn_implementation",) if name in options}
     given["dtype"] = as_dtype(options.get("dtype", "float32"))
     try:
@@ -118,8 +114,8 @@ def random_model(
             model = auto.from_config(config, **given).eval()
     except ModelError as error:
         raise ModelError(f"{error}; do the sizes under model. fit each other?") from error
-    if tokenizer is not None:
-        tokenizer.model_max_length = min(tokenizer.model_max_length, _positions(model) or tokenizer.model_max_length)
+    if has_words:
+        reader.model_max_length = min(reader.model_max_length, _positions(model) or reader.model_max_length)
     new = frozenset(name for name, _ in model.named_parameters())
     return LoadedModel(model, new, head_modules(model, frozenset()), fingerprint(model))
 

@@ -22,10 +22,52 @@ def split_revision(reference: str) -> tuple[str, str | None]:
     return name, revision
 
 
+def located(reference: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Where upstream finds ``name@revision`` or ``package:NAME/folder``, and its options, the revision among them."""
+    source, revision = split_revision(locate(reference))
+    return source, {**({} if revision is None else {"revision": revision}), **options}
+
+
 def config_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``from_pretrained``'s arguments that configurations and tokenizers take, too."""
     names = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder", "local_files_only", "gguf_file")
     return {name: options[name] for name in names if name in options}
+
+
+def from_pretrained(auto_class: str, reference: str, options: Mapping[str, Any], **more: Any) -> Any:
+    """A checkpoint's configuration, tokenizer or image processor: what ``transformers``' auto class reads there.
+
+    Args:
+        auto_class: Its name, for example ``AutoConfig``.
+        reference: Hub id, ``name@revision``, folder, or ``package:NAME/folder``.
+        options: Those of ``from_pretrained``; what is of models alone is left out.
+        **more: The auto class's own.
+
+    Raises:
+        ModelError: There is none, or it cannot be read.
+    """
+    import transformers
+
+    source, options = located(reference, options)
+    with reading(reference):
+        return getattr(transformers, auto_class).from_pretrained(source, **more, **config_options(options))
+
+
+def auto_of(auto_class: str, reference: str, config: Any, options: Mapping[str, Any]) -> Any:
+    """The auto class of models, which has one for this configuration.
+
+    Raises:
+        ModelError: It has none.
+    """
+    import transformers
+
+    auto = getattr(transformers, auto_class)
+    if type(config) not in auto._model_mapping and not options.get("trust_remote_code"):
+        raise ModelError(
+            f"{reference}: transformers has no {auto_class} for the architecture {config.model_type!r}; choose a "
+            "checkpoint of another architecture"
+        )
+    return auto
 
 
 @contextmanager

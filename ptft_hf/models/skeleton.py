@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 
-from ptft_hf.errors import ModelError
-from ptft_hf.models.reading import config_options, reading, split_revision
-from ptft_hf.recipes import locate
+from ptft_hf.models.reading import auto_of, from_pretrained, reading
 
 
 def skeleton(reference: str, auto_class: str, config: Mapping[str, Any], **options: Any) -> Any:
@@ -24,17 +22,7 @@ def skeleton(reference: str, auto_class: str, config: Mapping[str, Any], **optio
     Raises:
         ModelError: The checkpoint cannot be found or read, or its architecture has no head of this kind.
     """
-    import transformers
-
-    source, revision = split_revision(locate(reference))
-    options = {**({"revision": revision} if revision else {}), **options}
-    with reading(reference):
-        found = transformers.AutoConfig.from_pretrained(source, **config, **config_options(options))
-        auto = getattr(transformers, auto_class)
-        if type(found) not in auto._model_mapping and not options.get("trust_remote_code"):
-            raise ModelError(
-                f"{reference}: transformers has no {auto_class} for the architecture {found.model_type!r}; choose "
-                "a checkpoint of another architecture"
-            )
-        with torch.device("meta"):
-            return auto.from_config(found, **{k: v for k, v in options.items() if k == "trust_remote_code"})
+    found = from_pretrained("AutoConfig", reference, options, **config)
+    auto = auto_of(auto_class, reference, found, options)
+    with reading(reference), torch.device("meta"):
+        return auto.from_config(found, **{k: v for k, v in options.items() if k == "trust_remote_code"})

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ptft_hf import data
 from ptft_hf.errors import RecipeError
-from ptft_hf.recipes import CorpusRecipe, TaskRecipe
+from ptft_hf.recipes import Cleaning, TaskRecipe
 
 FAMILIES = {
     "image_classification": "ptft_hf.tasks.image_classification:ImageClassification",
@@ -73,13 +73,22 @@ class Task(Protocol):
     """``text``, by a tokenizer, or ``images``, by an image processor in its place."""
     unit: str
     """Of an input's ``length``, in words."""
+    group_column: str | None
+    """Rows that have the same value in it stay together where a split is cut from train."""
+    cleaning: Cleaning | None
+    """Steps by which the texts of all splits are cleaned first."""
+    begins_from_nothing: bool
+    """Whether the family can train random weights; others build on what they know."""
     long_inputs: str
     """What befalls inputs longer than ``max_length``, in words: "were truncated"."""
 
     def look_at(self, splits: Any) -> list[str]:
         """Learn labels and their counts from the splits; return what is to be said aloud."""
 
-    def look_at_checkpoint(self, config: Any, tokenizer: Any) -> None:
+    def look_at_checkpoint(self, config: Any, tokenizer: Any) -> list[str]:
+        """See :class:`TaskDefaults`."""
+
+    def reader_from_nothing(self, reference: str, config: Any, rows: Any) -> tuple[Any, list[str]]:
         """See :class:`TaskDefaults`."""
 
     def check_model(self, model: Any, tokenizer: Any, max_length: int) -> None:
@@ -161,13 +170,32 @@ class TaskDefaults:
 
     reads = "text"
     unit = "tokens"
+    group_column: str | None = None
+    cleaning: Cleaning | None = None
+    begins_from_nothing = False
 
-    def look_at_checkpoint(self, config: Any, tokenizer: Any) -> None:
-        """Learn, before the weights are read, which ``auto_class`` a checkpoint is for and how it is spoken to.
+    def look_at_checkpoint(self, config: Any, tokenizer: Any) -> list[str]:
+        """Learn, before the weights are read, which ``auto_class`` a checkpoint is for and how it is spoken to;
+        return what is to be said aloud.
 
         Raises:
             ModelError: The checkpoint is for no such task.
         """
+        return []
+
+    def reader_from_nothing(self, reference: str, config: Any, rows: Any) -> tuple[Any, list[str]]:
+        """The tokenizer (or image processor) of a model with random weights, and what is to be said of it; asked of
+        families that ``begins_from_nothing`` alone.
+
+        Args:
+            reference: The model's, ``config:...``.
+            config: Its configuration.
+            rows: The training rows.
+
+        Raises:
+            PtftError: It cannot be had.
+        """
+        raise NotImplementedError
 
     def check_model(self, model: Any, tokenizer: Any, max_length: int) -> None:
         """Refuse, before training, a model with its adapter that cannot learn the task.
@@ -202,10 +230,11 @@ def build(recipe: TaskRecipe) -> Task:
 
 def load_splits(task: Task, source: Any, recipe: TaskRecipe, seed: int) -> data.Splits:
     """The family's columns of a source's splits, checked for leakage; see :func:`ptft_hf.data.load_splits`."""
-    group = "document" if isinstance(recipe, CorpusRecipe) else None
-    splits = data.load_splits(source, columns=recipe.columns, seed=seed, group_column=group, **_columns(task))
-    if isinstance(recipe, CorpusRecipe) and recipe.cleaning is not None:
-        splits = data.clean_splits(splits, recipe.cleaning)
+    splits = data.load_splits(
+        source, columns=recipe.columns, seed=seed, group_column=task.group_column, **_columns(task)
+    )
+    if task.cleaning is not None:
+        splits = data.clean_splits(splits, task.cleaning)
     label = task.label_column
     if label not in splits.train.column_names and task.otherwise:
         label = task.otherwise[-1]
@@ -215,8 +244,8 @@ def load_splits(task: Task, source: Any, recipe: TaskRecipe, seed: int) -> data.
 def load_split(task: Task, source: Any, recipe: TaskRecipe, split: str) -> tuple[Any, list[str]]:
     """The family's columns of one split; see :func:`ptft_hf.data.load_split`."""
     rows, notes = data.load_split(source, split, columns=recipe.columns, **_columns(task))
-    if isinstance(recipe, CorpusRecipe) and recipe.cleaning is not None:
-        rows, more = data.clean(split, rows, recipe.cleaning)
+    if task.cleaning is not None:
+        rows, more = data.clean(split, rows, task.cleaning)
         notes = [*notes, *more]
     return rows, notes
 

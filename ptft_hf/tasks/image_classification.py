@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ptft_hf import models
 from ptft_hf.data import images
 from ptft_hf.data.sources import quiet
 from ptft_hf.errors import DataError
@@ -46,12 +47,17 @@ class ImageClassification(Classification):
     text_columns = ("image",)
     long_inputs = "are resized"
     loses_tails = False
+    begins_from_nothing = True
 
     def __init__(self, recipe: ImageClassificationRecipe) -> None:
         super().__init__(recipe)
         self.mode = "RGB"
 
     # ---- before training ----
+
+    def reader_from_nothing(self, reference: str, config: Any, rows: Any) -> tuple[Any, list[str]]:
+        """See :func:`ptft_hf.models.default_processor`."""
+        return models.default_processor(config), []
 
     def look_at(self, splits: Any) -> list[str]:
         """Learn problem type, labels and class weights.

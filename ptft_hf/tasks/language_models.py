@@ -10,8 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ptft_hf import forward
+from ptft_hf import forward, models
 from ptft_hf.errors import DataError, ModelError
+from ptft_hf.recipes import Cleaning
 from ptft_hf.tasks import TaskDefaults, losses
 from ptft_hf.tasks.corpora import IGNORED
 
@@ -35,9 +36,35 @@ class LanguageModel(TaskDefaults):
     label_column: str | None = None
     best_metric = "loss"
     smooths_labels = True
+    group_column = "document"
+    begins_from_nothing = True
     recipe: Any
 
+    @property
+    def auto_class(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def cleaning(self) -> Cleaning | None:  # type: ignore[override]
+        return self.recipe.cleaning  # type: ignore[no-any-return]
+
     # ---- before training ----
+
+    def look_at_checkpoint(self, config: Any, tokenizer: Any) -> list[str]:
+        if self.recipe.tokenizer is None:
+            return []
+        return ["tokenizer: the checkpoint's own is used; the recipe's is for models from nothing"]
+
+    def reader_from_nothing(self, reference: str, config: Any, rows: Any) -> tuple[Any, list[str]]:
+        """The recipe's tokenizer, or one that is trained on the rows."""
+        tokenizer, note = models.tokenizer_of(
+            reference,
+            self.recipe.tokenizer,
+            rows["text"][:],
+            kind=self.recipe.tokenizer_kind,
+            token_types=models.takes_token_types(self.auto_class, config),
+        )
+        return tokenizer, [note]
 
     def documents(self, rows: Any) -> list[list[int]]:
         """Row numbers of each document."""

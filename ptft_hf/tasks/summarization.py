@@ -125,13 +125,14 @@ class Summarization(TaskDefaults):
             raise DataError(*problems)
         return notes
 
-    def look_at_checkpoint(self, config: Any, tokenizer: Any) -> None:
+    def look_at_checkpoint(self, config: Any, tokenizer: Any) -> list[str]:
         """Encoder-decoder or decoder, and with which prompt.
 
         Raises:
             ModelError: See :func:`ptft_hf.tasks.prompting.speech_of`.
         """
         self._speech = prompting.speech_of(config, tokenizer, self.recipe.prompt)
+        return []
 
     def config(self) -> dict[str, Any]:
         return {}
