@@ -10,10 +10,20 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from ptft_hf import report
+from ptft_hf import models, report
 
 BATCH_SIZE = 32
 """Rows a batch in prediction and final evaluation. On CPUs more are slower (measured: 16 to 64; MiniLM)."""
+
+
+LOGITS = 2**27
+"""Logits of a language model that a batch may have: half a gigabyte in float32."""
+
+
+def fitting(model: Any, batch_size: int, length: int) -> int:
+    """``batch_size``, or as many rows of ``length`` tokens as a language model's logits leave memory for."""
+    words = models.plain_model(model).get_output_embeddings()
+    return batch_size if words is None else max(1, min(batch_size, LOGITS // (length * words.weight.shape[0])))
 
 
 def first_logits(outputs: Any) -> torch.Tensor:

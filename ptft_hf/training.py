@@ -16,7 +16,6 @@ from ptft_hf import card, checkpoints, forward, inference, models, recipes, reco
 from ptft_hf.errors import ModelError, OutputError, RecipeError
 from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.inference import TrainedModel
-from ptft_hf.models import plain_model
 from ptft_hf.preparing import Plan, Ready, describe, make_plan, prepare, training_arguments
 from ptft_hf.rounding import RoundedLengths
 
@@ -275,9 +274,8 @@ def finish(plan: Plan, ready: Ready, trainer: Any, folder: Path, evaluated: Sequ
 def probe_batch(ready: Ready, collate: Any) -> checkpoints.Probe:
     """The longest validation rows: 16, or so many that a language model's logits take no more than half a GB."""
     rows = sorted_by_length(ready.encoded["validation"])
-    words = plain_model(ready.model).get_output_embeddings()
-    logits = rows[0]["length"] * (words.weight.shape[0] if words is not None else 1)
-    return [collate(rows.select(range(min(PROBE_ROWS, len(rows), max(1, 2**27 // logits)))).to_list())]
+    count = forward.fitting(ready.model, PROBE_ROWS, rows[0]["length"])
+    return [collate(rows.select(range(min(count, len(rows)))).to_list())]
 
 
 def final_metrics(

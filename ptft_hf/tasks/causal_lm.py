@@ -11,10 +11,10 @@ import torch
 from ptft_hf.errors import DataError, ModelError
 from ptft_hf.models import quiet
 from ptft_hf.recipes import CausalLMRecipe
-from ptft_hf.tasks import Usage, corpora
-from ptft_hf.tasks.corpora import IGNORED
+from ptft_hf.tasks import Usage, corpora, generation
 from ptft_hf.tasks.inputs import text_row
 from ptft_hf.tasks.language_models import LanguageModel, mean, perplexity
+from ptft_hf.tasks.marks import IGNORED
 from ptft_hf.tasks.masking import padded
 
 USAGE = """text = TEXT
@@ -202,28 +202,20 @@ class CausalLM(LanguageModel):
         self, model: Any, encoded: Any, tokenizer: Any, batch_size: int, progress: bool
     ) -> list[dict[str, Any]]:
         """``{"text", "continuation"}`` of each beginning, padded on the left as generation wants it."""
-        order = np.argsort(-np.array(encoded["length"][:]), kind="stable")
-        found: dict[int, dict[str, Any]] = {}
-        marks = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-        model.eval()
-        for start in range(0, len(order), batch_size):
-            rows = encoded.select(order[start : start + batch_size])
-            given = self._generation(rows["limit"][0])
-            width = max(rows["length"])
-            ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-            mask = torch.zeros_like(ids)
-            for line, kept, values in zip(ids, mask, rows["input_ids"], strict=True):
-                line[width - len(values) :] = torch.tensor(values)
-                kept[width - len(values) :] = 1
-            device = next(model.parameters()).device
-            with torch.inference_mode(), quiet():
-                written = model.generate(
-                    input_ids=ids.to(device), attention_mask=mask.to(device), **given, **marks
-                )
-            texts = tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
-            for row, text, more in zip(order[start:].tolist(), rows["given"], texts, strict=False):
-                found[row] = {"text": text, "continuation": more}
-        return [found[row] for row in range(len(encoded))]
+        limits = encoded["limit"][:]
+        written = generation.generate(
+            model,
+            encoded["input_ids"][:],
+            pad_token_id=tokenizer.pad_token_id,
+            ends=[tokenizer.eos_token_id],
+            has_encoder=False,
+            batch_size=batch_size,
+            progress=progress,
+            eos_token_id=tokenizer.eos_token_id,
+            **self._generation(limits[0] if limits else 0),
+        )
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in written]
+        return [{"text": t, "continuation": more} for t, more in zip(encoded["given"][:], texts, strict=True)]
 
     def same(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         return bool(one["continuation"] == other["continuation"])

@@ -11,8 +11,6 @@ import numpy as np
 from ptft_hf import report
 from ptft_hf.errors import DataError
 
-IGNORED = -100
-"""The label of tokens that are not trained."""
 MANY_ROWS = 20_000
 """Tokenizing fewer takes seconds, and a bar for it is noise."""
 BATCH = 1000

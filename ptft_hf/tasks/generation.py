@@ -1,23 +1,20 @@
-"""Texts that a model writes: upstream's ``generate`` over prompts of like length, and the losses of given texts."""
+"""Texts that a model writes: upstream's ``generate`` over prompts of like length."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from ptft_hf import forward, models, report
+from ptft_hf import models, report
 from ptft_hf.errors import RecipeError
 
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "num_beams": 1, "do_sample": False}
 """Greedy, since the same model must write the same text twice; 128 tokens are about 90 English words."""
 KEPT = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
 """What of a checkpoint's own generation settings stays; its sampling, penalties and lengths do not."""
-LOGITS = 2**27
-"""Logits of a batch at a time, half a gigabyte in float32."""
 
 
 def settings(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,8 +71,10 @@ def generate(
     has_encoder: bool,
     batch_size: int,
     progress: bool = False,
+    **options: Any,
 ) -> list[tuple[list[int], bool]]:
-    """What the model writes after each prompt, by the settings that :func:`settle` gave it.
+    """What the model writes after each prompt, by the settings that :func:`settle` gave it and, before these, by
+    ``options``, upstream's own.
 
     Prompts of like length run together; a decoder's are padded on the left, so that each goes on from its own end.
 
@@ -84,6 +83,7 @@ def generate(
         at ``max_new_tokens``.
     """
     model.eval()
+    given = {"pad_token_id": pad_token_id, **options}
     device = next(model.parameters()).device
     order = np.argsort([-len(ids) for ids in prompts], kind="stable")
     starts = range(0, len(order), batch_size)
@@ -99,7 +99,7 @@ def generate(
                 count = len(prompts[row])
                 place = slice(0, count) if has_encoder else slice(width - count, width)
                 ids[line, place], mask[line, place] = torch.tensor(prompts[row], dtype=torch.long), 1
-            written = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device))
+            written = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), **given)
             written = written[:, 1 if has_encoder else width :].tolist()
             found |= {int(row): _before_end(text, ends) for row, text in zip(rows, written, strict=True)}
             bar.update()
@@ -109,24 +109,3 @@ def generate(
 def _before_end(ids: list[int], ends: Sequence[int]) -> tuple[list[int], bool]:
     at = next((place for place, token in enumerate(ids) if token in ends), None)
     return (ids, False) if at is None else (ids[:at], True)
-
-
-def losses(
-    model: Any, encoded: Any, collate: Callable[..., Any], batch_size: int, progress: bool = False
-) -> list[tuple[float, int]]:
-    """The summed cross-entropy of each row's labels, and how many there are; no logits are kept.
-
-    Batches are of rows of like length, and of fewer than ``batch_size`` where their logits would take more than
-    half a gigabyte.
-    """
-    words = models.plain_model(model).get_output_embeddings().weight.shape[0]
-    longest = max(max(encoded["length"][:]), max(map(len, encoded["labels"][:])))
-    size = max(1, min(batch_size, LOGITS // (longest * words)))
-    found: dict[int, tuple[float, int]] = {}
-    for rows, _, logits in forward.batches(model, encoded, collate, size, progress):
-        for line, (row, labels) in enumerate(zip(rows, encoded.select(rows)["labels"][:], strict=True)):
-            targets = torch.tensor(labels)
-            kept = targets != -100
-            loss = F.cross_entropy(logits[line, : len(targets)][kept], targets[kept], reduction="sum")
-            found[int(row)] = (loss.item(), int(kept.sum()))
-    return [found[row] for row in range(len(encoded))]

@@ -8,16 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ptft_hf import forward, models
 from ptft_hf.errors import DataError, ModelError
 from ptft_hf.recipes import Cleaning
-from ptft_hf.tasks import TaskDefaults, losses
-from ptft_hf.tasks.corpora import IGNORED
-
-LOGITS = 2**27
-"""Logits that one batch of an evaluation may have: half a gigabyte in float32."""
+from ptft_hf.tasks import TaskDefaults, figures, losses
+from ptft_hf.tasks.marks import IGNORED
 
 
 class LanguageModel(TaskDefaults):
@@ -113,33 +109,23 @@ class LanguageModel(TaskDefaults):
         """Figures ``[N, 3]`` of each row; of inputs of ``predict``, its answers."""
         if "given" in encoded.column_names:
             return self.answers(model, encoded, tokenizer, batch_size, progress)
-        return self.figures(model, encoded, tokenizer, batch_size, progress)
+        return figures.of_rows(model, encoded, self.collator(tokenizer), batch_size, progress, self.scored)
 
     def answers(
         self, model: Any, encoded: Any, tokenizer: Any, batch_size: int, progress: bool
     ) -> list[dict[str, Any]]:
         raise NotImplementedError
 
-    def figures(
-        self, model: Any, encoded: Any, tokenizer: Any, batch_size: int, progress: bool
-    ) -> np.ndarray:
-        found: dict[int, np.ndarray] = {}
-        for rows, batch, outputs in self.passes(model, encoded, tokenizer, batch_size, progress):
-            values = self.scored(outputs, batch["labels"]).numpy()
-            found.update(zip(rows.tolist(), values, strict=True))
-        return np.stack([found[row] for row in range(len(encoded))])
-
     def passes(
         self, model: Any, encoded: Any, tokenizer: Any, batch_size: int, progress: bool
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor], Any]]:
         """Forward passes in batches whose logits fit into memory."""
-        row = max(encoded["length"][:], default=1) * model.config.get_text_config().vocab_size
-        size = max(1, min(batch_size, LOGITS // row))
+        size = forward.fitting(model, batch_size, max(encoded["length"][:], default=1))
         yield from forward.passes(model, encoded, self.collator(tokenizer), size, progress)
 
     def scored(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
         """Figures of each row of a batch, in float64."""
-        return scores(forward.first_logits(outputs), labels)
+        return figures.token_figures(outputs, labels)
 
     def targets(self, encoded: Any) -> dict[str, float]:
         """What there is to be had by chance: the share of the most frequent token among the rows' own."""
@@ -175,22 +161,6 @@ class LanguageModel(TaskDefaults):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Nothing was learnt from the data but the weights."""
-
-
-def scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed loss, number and number of right answers ``[B, 3]``, in float64 on the CPU.
-
-    Args:
-        logits: ``[B, T, V]``.
-        labels: ``[B, T]``, -100 where there is none.
-    """
-    labels = labels.to(logits.device)
-    kept = labels != IGNORED
-    told, wanted = logits[kept].float(), labels[kept]
-    losses_ = F.cross_entropy(told, wanted, reduction="none")
-    values = torch.stack([losses_, torch.ones_like(losses_), (told.argmax(-1) == wanted).float()], 1)
-    table = torch.zeros(len(labels), 3, dtype=torch.float64)
-    return table.index_add_(0, kept.nonzero()[:, 0].cpu(), values.double().cpu())
 
 
 def mean(total: Any, count: Any) -> float:

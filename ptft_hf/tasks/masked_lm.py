@@ -13,10 +13,11 @@ from ptft_hf import forward
 from ptft_hf.errors import DataError, ModelError
 from ptft_hf.recipes import MaskedLMRecipe
 from ptft_hf.tasks import Usage, corpora, losses
-from ptft_hf.tasks.corpora import IGNORED, Frame, Tokens
+from ptft_hf.tasks.corpora import Frame, Tokens
+from ptft_hf.tasks.figures import scores
 from ptft_hf.tasks.inputs import check_text
-from ptft_hf.tasks.language_models import LanguageModel, mean, perplexity, scores
-from ptft_hf.tasks.marks import Mark, Segment, pieces
+from ptft_hf.tasks.language_models import LanguageModel, mean, perplexity
+from ptft_hf.tasks.marks import IGNORED, Mark, Segment, pieces
 from ptft_hf.tasks.masking import Masking
 from ptft_hf.tasks.sentence_pairs import FAR, IS_NEXT, Unit, pairs_of
 

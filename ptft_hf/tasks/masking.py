@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ptft_hf.tasks.corpora import IGNORED
+from ptft_hf.tasks.marks import IGNORED
 
 MASKED, RANDOM = 0.8, 0.1
 """Shares of the chosen tokens that are replaced by the mask token, and by a random one; the others stay (Devlin et

@@ -11,12 +11,11 @@ import torch
 from ptft_hf import report
 from ptft_hf.errors import DataError
 from ptft_hf.recipes import SummarizationRecipe
-from ptft_hf.tasks import TaskDefaults, Usage, generation, losses, prompting, rouge, summary_usage
+from ptft_hf.tasks import TaskDefaults, Usage, figures, generation, losses, prompting, rouge, summary_usage
 from ptft_hf.tasks.inputs import text_row
+from ptft_hf.tasks.marks import IGNORED
 from ptft_hf.tasks.prompting import Speech
 
-IGNORED = -100
-"""The label of tokens that are not trained."""
 BATCH = 1000
 MANY_ROWS = 20_000
 """Tokenizing fewer takes seconds, and a bar for it is noise."""
@@ -236,7 +235,8 @@ class Summarization(TaskDefaults):
         ends = generation.settle(model, tokenizer, self.speech.end, self.fields)
         scored = [(0.0, 0)] * len(encoded)
         if "labels" in encoded.column_names:
-            scored = generation.losses(model, encoded, self.collator(tokenizer), batch_size, progress)
+            found = figures.of_rows(model, encoded, self.collator(tokenizer), batch_size, progress)
+            scored = [(float(loss), int(tokens)) for loss, tokens, _ in found]
         wanted = encoded["wanted"][:] if "wanted" in encoded.column_names else [True] * len(encoded)
         texts = self._summaries(
             model, encoded.select(np.flatnonzero(wanted)), tokenizer, ends, batch_size, progress

@@ -1,0 +1,61 @@
+"""Figures of each row of a language model, from which losses and accuracies are made; logits are never kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ptft_hf import forward
+from ptft_hf.tasks.marks import IGNORED
+
+
+def token_figures(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+    """:func:`scores` of what a model says, by its first head."""
+    return scores(forward.first_logits(outputs), labels)
+
+
+def scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed loss, number and number of right answers ``[B, 3]``, in float64 on the CPU.
+
+    Args:
+        logits: ``[B, T, V]``.
+        labels: ``[B, T]``, -100 where there is none.
+    """
+    labels = labels.to(logits.device)
+    kept = labels != IGNORED
+    told, wanted = logits[kept].float(), labels[kept]
+    losses = F.cross_entropy(told, wanted, reduction="none")
+    values = torch.stack([losses, torch.ones_like(losses), (told.argmax(-1) == wanted).float()], 1)
+    table = torch.zeros(len(labels), 3, dtype=torch.float64)
+    return table.index_add_(0, kept.nonzero()[:, 0].cpu(), values.double().cpu())
+
+
+def of_rows(
+    model: Any,
+    encoded: Any,
+    collate: Callable[..., Any],
+    batch_size: int,
+    progress: bool = False,
+    of_batch: Callable[[Any, torch.Tensor], torch.Tensor] = token_figures,
+) -> np.ndarray:
+    """Figures ``[N, K]`` of the ``N`` rows, in their order.
+
+    Args:
+        model: The language model.
+        encoded: Rows with ``length``, and labels once they are collated.
+        collate: Makes a batch of them.
+        batch_size: Rows that run together, or fewer: see :func:`ptft_hf.forward.fitting`.
+        progress: Show a bar.
+        of_batch: Figures ``[B, K]`` of what the model says and the labels.
+    """
+    own = encoded["labels"][:] if "labels" in encoded.column_names else ()  # a decoder's may be the longer ones
+    longest = max([1, *encoded["length"][:], *map(len, own)])
+    size = forward.fitting(model, batch_size, longest)
+    found: dict[int, np.ndarray] = {}
+    for rows, batch, outputs in forward.passes(model, encoded, collate, size, progress):
+        found.update(zip(rows.tolist(), of_batch(outputs, batch["labels"]).numpy(), strict=True))
+    return np.stack([found[row] for row in range(len(encoded))])
