@@ -97,12 +97,12 @@ def make_plan(
 
 def _of_folder(folder: Path) -> tuple[AdapterRecipe, str]:
     """The recipe of an adapter that was saved, and its base."""
-    import peft
-
     if (folder / "run.json").is_file():
         run = checkpoints.read_json(folder / "run.json")
         return recipes.adapter_from_dict(run["adapter"]), str(run["model"]["reference"])
     with models.reading(str(folder)):
+        import peft
+
         config = peft.PeftConfig.from_pretrained(str(folder))
     base = config.base_model_name_or_path
     if not base:

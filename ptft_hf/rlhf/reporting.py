@@ -61,9 +61,9 @@ PAGE = """<!doctype html>
 <title>Samples</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 60rem; padding: 0 1rem; }}
 section {{ border-top: 1px solid #aaa; padding: .5rem 0 1rem; }} pre {{ white-space: pre-wrap; margin: .2rem 0; }}
-table {{ border-collapse: collapse; width: 100%; }} 
-td, th {{ vertical-align: top; text-align: left; padding: .3rem; }}
-td.n {{ white-space: nowrap; text-align: right; }} tr + tr {{ border-top: 1px solid #ddd; }}
+table {{ border-collapse: collapse; width: 100%; }}
+td, th {{ vertical-align: top; text-align: left; padding: .3rem; }} td pre {{ margin: 0; }}
+td.n, th.n {{ white-space: nowrap; text-align: right; width: 1%; }} tr + tr {{ border-top: 1px solid #ddd; }}
 </style></head><body><h1>Samples through training</h1>
 <p>Held-out prompts, answered with the same random numbers each time. Scores: {names}.</p>
 {sections}</body></html>
@@ -87,8 +87,9 @@ def samples_page(lines: Sequence[Mapping[str, Any]]) -> str:
             for line in own
         )
         sections.append(
-            f"<section><pre><b>{html.escape(prompt)}</b></pre>{reference}<table><tr><th>update</th><th>answer</th>"
-            f"<th>score</th></tr>{rows}</table></section>"
+            f"<section><pre><b>{html.escape(prompt)}</b></pre>{reference}<table>"
+            "<tr><th class=n>update</th><th>answer</th>"
+            f"<th class=n>score</th></tr>{rows}</table></section>"
         )
     return PAGE.format(names=names, sections="\n".join(sections))
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ptft_hf import adapters, models
-from ptft_hf.adapters.peft import changes_base
 from ptft_hf.errors import AdapterError, ModelError
 from ptft_hf.models import plain_model
 from ptft_hf.recipes import AdapterRecipe, PeftRecipe
@@ -176,9 +175,11 @@ def on_one_base(
     Raises:
         AdapterError: The method cannot be shared, or the reward's adapter does not fit.
     """
-    _check_method(recipe)
     pretrained = {id(p): name for name, p in base.named_parameters()}
     with models.quiet():
+        from ptft_hf.adapters.peft import changes_base  # peft's import speaks up beside bitsandbytes
+
+        _check_method(recipe)
         model = adapters.build(recipe, given).attach(base, (), "CAUSAL_LM")
     if stray := [pretrained[id(p)] for p in model.parameters() if p.requires_grad and id(p) in pretrained]:
         raise AdapterError(
