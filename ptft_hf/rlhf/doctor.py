@@ -38,6 +38,15 @@ def examine(history: History, config: PPOConfig) -> list[Finding]:
     return [finding for finding in found if finding is not None]
 
 
+def history_of(history: History, config: PPOConfig) -> list[dict[str, Any]]:
+    """What was found in a run so far, each with its first update."""
+    findings: dict[str, dict[str, Any]] = {}
+    for end in range(1, len(history) + 1):
+        for finding in examine(history[:end], config):
+            findings.setdefault(finding.name, {"name": finding.name, "update": end, "text": str(finding)})
+    return list(findings.values())
+
+
 def last(history: History, name: str, count: int = WINDOW) -> float:
     """Mean over the last ``count`` updates; NaN if there are fewer, or one of them has no number."""
     return _mean(history[-count:], name) if len(history) >= count else math.nan

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ptft_hf import checkpoints, forward, models, records, report, training
-from ptft_hf.errors import ModelError, OutputError, RecipeError
-from ptft_hf.rlhf import doctor, ppo_math, reporting, rollouts, saving
+from ptft_hf.errors import ModelError, RecipeError
+from ptft_hf.rlhf import doctor, ppo_math, rollouts, saving
 from ptft_hf.rlhf.preparing import (
     Plan,
     Ready,
@@ -31,6 +30,7 @@ from ptft_hf.rlhf.preparing import (
     prepare,
     uses_bf16,
 )
+from ptft_hf.rlhf.records import describe, finish, identity
 from ptft_hf.rlhf.rewards import Answered
 from ptft_hf.rlhf.rollouts import Rollouts
 from ptft_hf.tasks.prompts import Prompt
@@ -196,7 +196,7 @@ class Run:
     def learn(self) -> None:
         """All updates that are left."""
         config, started = self.config, time.perf_counter()
-        self.findings = doctor_of(self.history, config)
+        self.findings = doctor.history_of(self.history, config)
         bar = report.bar(self.updates, "PPO", "update", done=self.update, show=self.is_main)
         if self.update == 0 and self.is_main and config.num_sample_generations:
             self.sample_held_out()
@@ -529,112 +529,3 @@ class Run:
 
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-
-# ---- before and after ----
-
-
-def doctor_of(history: Sequence[Mapping[str, Any]], config: Any) -> list[dict[str, Any]]:
-    """What the doctor had found in a run so far, each with its first update."""
-    findings: dict[str, dict[str, Any]] = {}
-    for end in range(1, len(history) + 1):
-        for finding in doctor.examine(history[:end], config):
-            findings.setdefault(finding.name, {"name": finding.name, "update": end, "text": str(finding)})
-    return list(findings.values())
-
-
-def identity(run: Run) -> dict[str, Any]:
-    """What a resumed run must have in common with the run that was stopped."""
-    plan = run.plan
-    # What changes nothing in the weights may change.
-    free = {"stop_on", "num_sample_generations", "save_steps", "save_total_limit"}
-    return {
-        "model": run.ready.facts,
-        "task": plan.task.model_dump(mode="json"),
-        "adapter": plan.adapter.model_dump(mode="json"),
-        "training": plan.config.model_dump(mode="json", exclude=free),
-        "reward": run.ready.reward.name,
-        "judge": run.ready.judge.name if run.ready.judge else None,
-        "seed": plan.seed,
-        "processes": run.world,
-        "data": run.ready.fingerprints,
-    }
-
-
-def describe(run: Run) -> None:
-    """Said before the first update."""
-    ready, plan, config = run.ready, run.plan, run.config
-    policy = run.roles.policy.model
-    counts = {part: sum(p.numel() for p in parameters.values()) for part, parameters in run.trained.items()}
-    total = models.count_parameters(policy)[1]
-    reference = {"reference": "the adapter that the policy starts from", None: "the base itself"}
-    critic = "a head on the policy's trunk" if run.roles.shares_trunk else "weights of its own"
-    report.before_training(
-        ready.notes,
-        {
-            "policy": f"{plan.policy} ({type(models.plain_model(policy)).__name__}, {total:,} parameters), "
-            f"{plan.adapter.name}",
-            "reference": reference.get(run.roles.reference.adapter, "a frozen copy")
-            if models.adapter_kind(policy)
-            else "a frozen copy",
-            "critic": critic,
-            "reward": ready.reward.name + (f"; held-out judge {ready.judge.name}" if ready.judge else ""),
-            "prompts": f"{len(ready.prompts):,}, up to {max(len(p.ids) for p in ready.prompts)} tokens; answers up "
-            f"to {config.response_length}",
-            "updates": f"{run.updates:,} of {run.batch:,} answers, {config.num_ppo_epochs} x "
-            f"{config.num_mini_batches} steps each, learning rate {learning_rates(plan)[0]:g}, "
-            f"{'bfloat16' if run.bf16 else 'float32'}",
-        },
-        counts,
-    )
-    for prompt in ready.prompts[:3]:
-        report.say(f"  prompt: {prompt.text[-200:]!r}", style="dim")
-
-
-def finish(run: Run) -> None:
-    """Save, prove, and move into place, ``run.json`` last."""
-    folder, staging = run.folder, run.folder / checkpoints.STAGING
-    peak = records.peak_memory_mb()
-    shutil.rmtree(staging, ignore_errors=True)
-    saving.save_policy(run, staging)
-    record = make_record(run, peak)
-    record["proof"] = saving.prove(run, staging)
-    reporting.curves(run.history, staging / "curves.png")
-    page = reporting.samples_page(reporting.read_lines(folder / "samples.jsonl"))
-    (staging / "samples.html").write_text(page, encoding="utf-8")
-    is_adapter = models.adapter_kind(run.roles.policy.model) is not None
-    (staging / "README.md").write_text(reporting.card(record, is_adapter), encoding="utf-8")
-    record["training"]["bytes_on_disk"] = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
-    (staging / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-    try:
-        checkpoints.publish_into(staging, folder, last="run.json")
-    except OSError as error:
-        raise OutputError(f"{folder}: the finished run cannot be moved into place: {error}") from error
-    reporting.final_table(record)
-
-
-def make_record(run: Run, peak: float) -> dict[str, Any]:
-    """The content of ``run.json``."""
-    import importlib.metadata
-
-    written = checkpoints.read_json(run.folder / records.SETTINGS)
-    trainable = sum(p.numel() for part in run.trained.values() for p in part.values())
-    return {
-        "ptft_hf": importlib.metadata.version("ptft-hf"),
-        "stage": "ppo",
-        "output_dir": str(run.folder),
-        **{name: written[name] for name in ("model", "task", "adapter", "reward", "judge", "seed", "data")},
-        "settings": run.config.model_dump(mode="json"),
-        "parameters": {"trainable": trainable, "total": models.count_parameters(run.roles.policy.model)[1]},
-        "training": {
-            "updates": run.updates,
-            "answers_per_update": run.batch,
-            "seconds": run.seconds,
-            "peak_memory_mb": peak,
-        },
-        "metrics": reporting.ends(run.history),
-        "findings": run.findings,
-        "notes": run.ready.notes,
-        "versions": records.versions(),
-        "hardware": records.hardware(run.world),
-    }

@@ -1,0 +1,109 @@
+"""Before the first update of PPO and after its last: what is said, ``run.json``, and the proven folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from typing import Any
+
+from ptft_hf import checkpoints, models, report
+from ptft_hf import records as run_records
+from ptft_hf.errors import OutputError
+from ptft_hf.rlhf import reporting, saving
+from ptft_hf.rlhf.preparing import learning_rates
+
+
+def identity(run: Any) -> dict[str, Any]:
+    """What a resumed run must have in common with the run that was stopped."""
+    plan = run.plan
+    # What changes nothing in the weights may change.
+    free = {"stop_on", "num_sample_generations", "save_steps", "save_total_limit"}
+    return {
+        "model": run.ready.facts,
+        "task": plan.task.model_dump(mode="json"),
+        "adapter": plan.adapter.model_dump(mode="json"),
+        "training": plan.config.model_dump(mode="json", exclude=free),
+        "reward": run.ready.reward.name,
+        "judge": run.ready.judge.name if run.ready.judge else None,
+        "seed": plan.seed,
+        "processes": run.world,
+        "data": run.ready.fingerprints,
+    }
+
+
+def describe(run: Any) -> None:
+    """Said before the first update."""
+    ready, plan, config = run.ready, run.plan, run.config
+    policy = run.roles.policy.model
+    counts = {part: sum(p.numel() for p in parameters.values()) for part, parameters in run.trained.items()}
+    total = models.count_parameters(policy)[1]
+    reference = {"reference": "the adapter that the policy starts from", None: "the base itself"}
+    critic = "a head on the policy's trunk" if run.roles.shares_trunk else "weights of its own"
+    report.before_training(
+        ready.notes,
+        {
+            "policy": f"{plan.policy} ({type(models.plain_model(policy)).__name__}, {total:,} parameters), "
+            f"{plan.adapter.name}",
+            "reference": reference.get(run.roles.reference.adapter, "a frozen copy")
+            if models.adapter_kind(policy)
+            else "a frozen copy",
+            "critic": critic,
+            "reward": ready.reward.name + (f"; held-out judge {ready.judge.name}" if ready.judge else ""),
+            "prompts": f"{len(ready.prompts):,}, up to {max(len(p.ids) for p in ready.prompts)} tokens; answers up "
+            f"to {config.response_length}",
+            "updates": f"{run.updates:,} of {run.batch:,} answers, {config.num_ppo_epochs} x "
+            f"{config.num_mini_batches} steps each, learning rate {learning_rates(plan)[0]:g}, "
+            f"{'bfloat16' if run.bf16 else 'float32'}",
+        },
+        counts,
+    )
+    for prompt in ready.prompts[:3]:
+        report.say(f"  prompt: {prompt.text[-200:]!r}", style="dim")
+
+
+def finish(run: Any) -> None:
+    """Save, prove, and move into place, ``run.json`` last."""
+    folder, staging = run.folder, run.folder / checkpoints.STAGING
+    peak = run_records.peak_memory_mb()
+    shutil.rmtree(staging, ignore_errors=True)
+    saving.save_policy(run, staging)
+    record = make_record(run, peak)
+    record["proof"] = saving.prove(run, staging)
+    reporting.curves(run.history, staging / "curves.png")
+    page = reporting.samples_page(reporting.read_lines(folder / "samples.jsonl"))
+    (staging / "samples.html").write_text(page, encoding="utf-8")
+    is_adapter = models.adapter_kind(run.roles.policy.model) is not None
+    (staging / "README.md").write_text(reporting.card(record, is_adapter), encoding="utf-8")
+    record["training"]["bytes_on_disk"] = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
+    (staging / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    try:
+        checkpoints.publish_into(staging, folder, last="run.json")
+    except OSError as error:
+        raise OutputError(f"{folder}: the finished run cannot be moved into place: {error}") from error
+    reporting.final_table(record)
+
+
+def make_record(run: Any, peak: float) -> dict[str, Any]:
+    """The content of ``run.json``."""
+    written = checkpoints.read_json(run.folder / run_records.SETTINGS)
+    trainable = sum(p.numel() for part in run.trained.values() for p in part.values())
+    return {
+        "ptft_hf": importlib.metadata.version("ptft-hf"),
+        "stage": "ppo",
+        "output_dir": str(run.folder),
+        **{name: written[name] for name in ("model", "task", "adapter", "reward", "judge", "seed", "data")},
+        "settings": run.config.model_dump(mode="json"),
+        "parameters": {"trainable": trainable, "total": models.count_parameters(run.roles.policy.model)[1]},
+        "training": {
+            "updates": run.updates,
+            "answers_per_update": run.batch,
+            "seconds": run.seconds,
+            "peak_memory_mb": peak,
+        },
+        "metrics": reporting.ends(run.history),
+        "findings": run.findings,
+        "notes": run.ready.notes,
+        "versions": run_records.versions(),
+        "hardware": run_records.hardware(run.world),
+    }
