@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from ptft_hf import cli
+from ptft_hf.errors import DataError
 from tests.commands import Done, Ptft, answers, ptft  # noqa: F401
 from tests.conftest import rows, write_rows
 from tests.finished import Finished, full, lora  # noqa: F401
@@ -259,9 +260,9 @@ def test_an_error_is_red_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     shown = {}
     for name, stream in (("terminal", Terminal()), ("file", io.StringIO())):
-        cli.print_error(cli.DataError("wrong"), stream)
+        cli.print_error(DataError("wrong"), stream)
         shown[name] = stream.getvalue()
     assert shown == {"terminal": "\033[31merror:\033[0m wrong\n", "file": "error: wrong\n"}
     monkeypatch.setenv("NO_COLOR", "1")
-    cli.print_error(cli.DataError("wrong"), plain := Terminal())
+    cli.print_error(DataError("wrong"), plain := Terminal())
     assert plain.getvalue() == "error: wrong\n"

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ptft_hf import cli, inference
+from ptft_hf import inference
+from ptft_hf.cli import using
+from ptft_hf.errors import DataError
 from tests.commands import Done, Ptft, Stdin, answers, ptft  # noqa: F401
 from tests.finished import Finished, lora  # noqa: F401
 
@@ -60,7 +62,7 @@ def test_predict_writes_to_a_file_what_it_would_print(ptft: Ptft, lora: Finished
     ],
 )
 def test_a_line_on_stdin_is_an_object_a_string_or_text_as_it_stands(line: str, expected: object):
-    assert cli.read_line(line, bare=True) == expected
+    assert using.read_line(line, bare=True) == expected
 
 
 def test_a_text_with_a_line_separator_inside_stays_one_line(monkeypatch: pytest.MonkeyPatch):
@@ -68,7 +70,7 @@ def test_a_text_with_a_line_separator_inside_stays_one_line(monkeypatch: pytest.
     raw = json.dumps({"text": text}, ensure_ascii=False)
     assert len(raw.splitlines()) == 3  # the trap: \x0b is escaped in JSON, the other two are not
     monkeypatch.setattr(sys, "stdin", Stdin(f"{raw}\r\nlast\r\n".encode()))
-    assert cli.read_inputs(None) == [{"text": text}, "last"]
+    assert using.read_inputs(None) == [{"text": text}, "last"]
 
 
 def test_predict_without_any_text_says_where_texts_come_from(ptft: Ptft, lora: Finished):
@@ -91,8 +93,8 @@ def test_every_broken_input_line_is_named(ptft: Ptft, tmp_path: Path):
 def test_more_than_twenty_broken_lines_are_counted(tmp_path: Path):
     file = tmp_path / "in.jsonl"
     file.write_text("x\n" * 25)
-    with pytest.raises(cli.DataError) as caught:
-        cli.read_inputs(file)
+    with pytest.raises(DataError) as caught:
+        using.read_inputs(file)
     assert len(caught.value.problems) == 21
     assert caught.value.problems[-1] == "and 5 more"
 

@@ -1,0 +1,78 @@
+"""Verbs that train nothing and load no weights: inspect, ls, show, validate."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ptft_hf.cli.options import Set, Task, app
+from ptft_hf.errors import DataError
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Option(help="Hub id, name@revision, or folder of the checkpoint.")],
+    task: Task,
+    rows: Annotated[int, typer.Option(min=1, help="How many are shown; the longest is the last.")] = 5,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    seed: Annotated[int, typer.Option(help="Of splits that are made.")] = 42,
+    set_: Set = None,
+) -> None:
+    """Show rows as the model reads them, with what is trained marked; refuse what a run would. Loads no weights."""
+    from ptft_hf import recipes
+
+    recipes.load_run(task, "full/default", set_ or [])
+    from ptft_hf import inspecting, report
+
+    seen = inspecting.inspect(model=model, task=task, split=split, rows=rows, seed=seed, settings=set_ or [])
+    for note in seen.findings.notes:
+        report.say(f"- {note}")
+    inspecting.show(report.results(), seen.rows, limit=600, title=seen.title)
+    seen.findings.refuse()
+
+
+@app.command("ls")
+def list_recipes(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[tasks|adapters]", help="One kind alone.", show_default=False)
+    ] = None,
+) -> None:
+    """List the recipes of the catalogue."""
+    from ptft_hf import recipes
+
+    if kind not in (None, "tasks", "adapters"):
+        raise DataError(f"{kind!r} is neither tasks nor adapters")
+    for which in ("tasks", "adapters"):
+        if kind in (None, which):
+            names = recipes.catalogue(which)
+            width = max(map(len, names), default=0)
+            print(f"{which}:")
+            for name in names:
+                recipe = recipes.load_task(name) if which == "tasks" else recipes.load_adapter(name)
+                print(f"  {name:<{width}}  {recipe.description or ''}".rstrip())
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A name from `ptft ls`, or a YAML file.")]) -> None:
+    """Print a recipe with its includes resolved."""
+    from ptft_hf import recipes
+
+    print(recipes.to_yaml(recipes.load_recipe(name)), end="")
+
+
+@app.command()
+def validate(files: Annotated[list[str], typer.Argument(metavar="FILE ...", help="Recipe files.")]) -> None:
+    """Check recipes without running them; every fault of every file is reported."""
+    from ptft_hf import recipes
+    from ptft_hf.errors import RecipeError
+
+    problems: list[str] = []
+    for file in files:
+        try:
+            recipes.load_recipe(file)
+            print(f"{file}: fine")
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(*problems)

@@ -1,0 +1,184 @@
+"""Verbs on a finished run: predict, evaluate, merge, export, push."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ptft_hf.cli.options import Base, Folder, OfQuantized, app
+from ptft_hf.errors import DataError, OutputError
+
+
+@app.command()
+def predict(
+    folder: Folder,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Texts, or paths of images.", show_default=False)
+    ] = None,
+    input_: Annotated[
+        Path | None,
+        typer.Option(
+            "--input",
+            help="JSON lines, strings or objects with `text` (`tokens`, `document`, `image`); `-` is stdin.",
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON lines; stdout by default.")] = None,
+    model: Base = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Compute in bfloat16 or float16; float32 by default.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts that run together.")] = 32,
+) -> None:
+    """What the model says of each text: JSON lines (labels and scores, entities, or a summary)."""
+    if texts and input_:
+        raise DataError("give texts as arguments or in --input, not both")
+    if output is not None and (output.is_dir() or not output.resolve().parent.is_dir()):
+        raise OutputError(f"{output}: {'a folder' if output.is_dir() else 'its folder does not exist'}")
+    rows = list(texts) if texts else read_inputs(input_)
+    from ptft_hf import checkpoints, inference
+
+    loaded = inference.load(folder, model=model, dtype=dtype)
+    results = loaded.predict(rows, batch_size=batch_size, progress=True)
+    lines = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+    if output is None:
+        sys.stdout.buffer.write(lines.encode())  # JSON is UTF-8, whatever the terminal's encoding
+        sys.stdout.flush()
+        return
+    try:
+        checkpoints.write_text(output, lines)
+    except OSError as error:
+        raise OutputError(f"{output}: {error.strerror}") from error
+
+
+def read_inputs(path: Path | None) -> list[Any]:
+    """JSON lines, objects or strings; from stdin also bare lines of text. Blank lines are passed over.
+
+    Raises:
+        DataError: Missing file, not UTF-8, or lines that are not JSON, all of them named.
+    """
+    if path is None and sys.stdin.isatty():
+        raise DataError("nothing to predict: give texts as arguments, --input FILE, or lines on stdin")
+    stdin = path is None or str(path) == "-"
+    name = "stdin" if stdin else str(path)
+    raw = b""
+    try:
+        raw = sys.stdin.buffer.read() if path is None or stdin else path.read_bytes()
+        # Not splitlines(), which also splits at characters that stand inside JSON strings, such as U+2028.
+        lines = raw.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataError(f"{name}:{line}: not UTF-8; convert the file") from error
+    problems: list[str] = []
+    rows: list[Any] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows += [read_line(line, bare=stdin)] if line.strip() else []
+        except ValueError as error:
+            problems.append(f"{name}:{number}: not a line of JSON: {error}")
+    if problems:
+        more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+        raise DataError(*problems[:20], *more)
+    return rows
+
+
+def read_line(line: str, *, bare: bool) -> Any:
+    """A JSON object or string; with ``bare`` anything else is text as it stands, be it ``5`` or ``[sic]``.
+
+    Raises:
+        ValueError: It is neither, or a broken object.
+    """
+    try:
+        value = json.loads(line)
+    except ValueError:
+        if bare and not line.lstrip().startswith("{"):
+            return line
+        raise
+    if isinstance(value, dict | str):
+        return value
+    if bare:
+        return line
+    raise ValueError(f"an object or a string was expected, not {line.strip()[:80]}")
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    data: Annotated[
+        str | None, typer.Option(help="A labelled file, folder or hub id; the run's own data by default.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="A task recipe that names the data instead.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    model: Base = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Metrics of a finished run on labelled data."""
+    if data is not None and task is not None:
+        raise DataError("give --data or --task, not both")
+    from ptft_hf import inference, report
+
+    result = inference.load(folder, model=model).evaluate(data, task=task, split=split, progress=True)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        report.evaluation(result, split)
+
+
+@app.command()
+def merge(
+    folder: Folder,
+    output: Annotated[Path, typer.Option(help="A new folder for the merged model.")],
+    model: Base = None,
+    base: OfQuantized = "full_precision",
+) -> None:
+    """Add an adapter into its base, compare the two, and write a plain transformers model."""
+    from ptft_hf import inference, report
+
+    merged, comparison = inference.merge(folder, output, model=model, base=base)
+    report.say(
+        f"merged against adapter on {comparison['examples']} examples: logits differ by at most "
+        f"{comparison['max_logit_difference']:.3g}, {comparison['label_changes']} labels change"
+    )
+    report.say(f"written to {merged.path}")
+
+
+@app.command()
+def export(
+    folder: Folder,
+    output: Annotated[Path, typer.Option(help="A new folder for the exported model.")],
+    to: Annotated[str, typer.Option("--to", help="safetensors or onnx.")] = "safetensors",
+    model: Base = None,
+    base: OfQuantized = "full_precision",
+) -> None:
+    """Write a run as one plain model, after comparing its logits and its metric with the run's."""
+    from ptft_hf import exporting, report
+
+    found = exporting.export(folder, output, to=to, model=model, base=base)
+    report.say(
+        f"exported against run on {found['probe_examples']} examples: logits differ by at most "
+        f"{found['max_logit_difference']:.3g}"
+    )
+    if metric := found["metric"]:
+        report.say(
+            f"on {found['examples']:,} validation examples: {metric['name']} {metric['exported']:.4f}, and "
+            f"{metric['run']:.4f} of the run: a gap of {abs(metric['exported'] - metric['run']):.3g}"
+        )
+    report.say(f"written to {output}")
+
+
+@app.command()
+def push(
+    folder: Folder,
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; made if it is not there.")] = None,
+) -> None:
+    """Upload a finished run to the Hub: the model, its card and run.json; no checkpoints."""
+    from ptft_hf import hub
+
+    print(hub.push(folder, repository, private=private, revision=revision))
