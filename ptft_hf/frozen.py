@@ -43,6 +43,8 @@ class Part(NamedTuple):
     rows: Any
     batches: Sequence[Any]
     """Row numbers of each."""
+    collate: Callable[..., Any]
+    """Makes them, as the run does."""
 
 
 class Rows:
@@ -389,10 +391,12 @@ def parts_of(trainer: Any) -> list[Part]:
     first = [] if by_batch else list(trainer._get_train_sampler())
     order = [*first, *sorted(set(range(len(rows))) - set(first))]  # those that oversampling did not draw
     size = args.train_batch_size
-    parts = [Part(True, rows, [order[i : i + size] for i in range(0, len(order), size)])]
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
+    parts = [Part(True, rows, batches, trainer.data_collator)]
     if args.eval_strategy != "no":
         evaluated = trainer.eval_dataset
-        parts.append(Part(False, evaluated, forward.longest_first(evaluated, args.eval_batch_size)))
+        collate = trainer.task.collator(trainer.processing_class)  # training's pads to other lengths
+        parts.append(Part(False, evaluated, forward.longest_first(evaluated, args.eval_batch_size), collate))
     return parts
 
 
@@ -421,7 +425,7 @@ def fill(layers: FrozenLayers, trainer: Any, part: Part) -> None:
     bar = report.bar(len(part.batches), "Frozen layers", "batch", stays=False)
     with layers.in_place(), bar:
         for batch in part.batches:
-            inputs = trainer._prepare_inputs(trainer.data_collator(part.rows.select(batch).to_list()))
+            inputs = trainer._prepare_inputs(part.collate(part.rows.select(batch).to_list()))
             hidden = layers.compute(inputs)
             layers.kept[part.training].put(keys_of(inputs), real_of(inputs).cpu(), hidden)
             bar.update()
