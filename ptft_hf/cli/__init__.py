@@ -9,11 +9,12 @@ import os
 import sys
 from typing import TextIO
 
-# isort: off - the help lists the verbs in this order
-from ptft_hf.cli import looking, training, using  # noqa: F401
 from ptft_hf.cli.options import app
 from ptft_hf.errors import PtftError
 
+# The help lists the verbs in this order.
+# isort: off
+from ptft_hf.cli import training, using, looking  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main", "print_error"]
