@@ -14,7 +14,7 @@ from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint
 from ptft_hf.models.reading import auto_of, from_pretrained, reading
 from ptft_hf.models.structure import head_modules
 from ptft_hf.recipes import CONFIG, TokenizerRecipe
-from ptft_hf.recipes.models import FROM_PRETRAINED
+from ptft_hf.recipes.faults import FROM_PRETRAINED
 
 BATCH = 1000
 ALPHABET = 1000

@@ -19,6 +19,7 @@ from ptft_hf.recipes.corpora import CausalLMRecipe, Cleaning, CorpusRecipe, Mask
 from ptft_hf.recipes.documents import Document, dump, from_mapping, read, shown
 from ptft_hf.recipes.explaining import explain
 from ptft_hf.recipes.families import ADAPTER_FAMILIES, PEFT_FAMILIES, TASK_FAMILIES
+from ptft_hf.recipes.faults import Fault
 from ptft_hf.recipes.files import (
     CONFIG,
     Kind,
@@ -40,7 +41,6 @@ from ptft_hf.recipes.models import (
     CustomAdapterRecipe,
     CustomTaskRecipe,
     DataSource,
-    Fault,
     FullRecipe,
     ImageClassificationRecipe,
     PartialRecipe,

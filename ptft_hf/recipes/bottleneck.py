@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ptft_hf.recipes.documents import shown
-from ptft_hf.recipes.models import AdapterRecipe, Fault, _Strict
+from ptft_hf.recipes.faults import Fault
+from ptft_hf.recipes.models import AdapterRecipe, _Strict
 
 Place = Literal["mh_adapter", "cross_adapter", "output_adapter"]
 """After a layer's attention, its cross-attention, its feed-forward."""

@@ -8,9 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ptft_hf.errors import did_you_mean
-from ptft_hf.recipes.models import Fault, TaskRecipe, _column_faults, _Strict
-from ptft_hf.recipes.upstream import generation_names
+from ptft_hf.recipes.faults import Fault, column_faults, generation_faults
+from ptft_hf.recipes.models import TaskRecipe, _Strict
+
+GENERATION_SET_BY_THE_RUN = {
+    **dict.fromkeys(("pad_token_id", "eos_token_id", "bos_token_id"), "it is the tokenizer's"),
+    "num_return_sequences": "a text has one continuation",
+}
+"""``GenerationConfig`` names that a recipe may not give, and why."""
 
 
 class Cleaning(_Strict):
@@ -68,7 +73,7 @@ class CorpusRecipe(TaskRecipe):
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
-        yield from _column_faults(values, ("text", "document"))
+        yield from column_faults(values, ("text", "document"))
         pattern = values.get("document_begins")
         try:
             re.compile(pattern if isinstance(pattern, str) else "")
@@ -119,12 +124,4 @@ class CausalLMRecipe(CorpusRecipe):
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
-        generation = values.get("generation")
-        for name in generation if isinstance(generation, dict) else ():
-            if name in ("pad_token_id", "eos_token_id", "bos_token_id"):
-                yield ("generation", name), "cannot be set here: it is the tokenizer's"
-            elif name == "num_return_sequences":
-                yield ("generation", name), "cannot be set here: a text has one continuation"
-            elif name not in generation_names():
-                near = did_you_mean(name, generation_names())
-                yield ("generation", name), f"unknown GenerationConfig name {name!r}{near}"
+        yield from generation_faults(values.get("generation"), GENERATION_SET_BY_THE_RUN)

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 from ptft_hf.errors import did_you_mean
 from ptft_hf.recipes.corpora import Cleaning, TokenizerRecipe
 from ptft_hf.recipes.documents import Key, shown
-from ptft_hf.recipes.models import DataSource, Fault, _Strict, keys_of, list_of
+from ptft_hf.recipes.faults import Fault, list_of
+from ptft_hf.recipes.models import DataSource, _Strict, keys_of
 
 _EXPECTED = {
     "string_type": "text",

@@ -10,44 +10,35 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ptft_hf.errors import did_you_mean
-from ptft_hf.recipes.documents import Key, shown
+from ptft_hf.recipes.faults import (
+    Fault,
+    classification_faults,
+    column_faults,
+    loraplus_faults,
+    model_faults,
+    repeated,
+    smoothing_faults,
+    token_faults,
+    training_faults,
+    weight_faults,
+)
 from ptft_hf.recipes.upstream import (
     peft_config_names,
     peft_types,
     quantization_names,
-    training_argument_names,
 )
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
-Fault = tuple[Key, str]
-"""Where in a recipe something is wrong, and what."""
 
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 """``package.module:name``"""
 
-SET_BY_THE_RUN = {
-    "output_dir": "the output folder is given by --output (in Python: output_dir=)",
-    "resume_from_checkpoint": "a run is resumed by --resume (in Python: resume=True)",
-    "do_train": "it changes nothing: a run always trains",
-    "do_eval": "it changes nothing: a run always evaluates",
-    "do_predict": "it changes nothing: use ptft predict",
-}
-"""``TrainingArguments`` that a recipe or ``--set`` may not give, and why."""
 
 PEFT_SET_BY_THE_RUN = frozenset(
     {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"}
 )
 """``PeftConfig`` fields that follow from the model and the task, so that a recipe may not give them."""
-
-# fmt: off
-FROM_PRETRAINED = (
-    "attn_implementation", "cache_dir", "code_revision", "device_map", "dtype", "force_download", "gguf_file",
-    "ignore_mismatched_sizes", "local_files_only", "low_cpu_mem_usage", "max_length", "proxies", "revision",
-    "subfolder", "token", "torch_dtype", "trust_remote_code", "use_safetensors", "variant",
-)
-# fmt: on
-"""What ``model:`` may hold besides fields of the model's own config."""
 
 
 class _Strict(BaseModel):
@@ -94,7 +85,7 @@ class DataSource(_Strict):
         converter = values.get("converter")
         if isinstance(converter, str) and not IMPORT_PATH.fullmatch(converter):
             yield ("converter",), f"expected 'package.module:function', got {converter!r}"
-        yield from _repeated(values.get("splits"), "splits", "a split cannot be two")
+        yield from repeated(values.get("splits"), "splits", "a split cannot be two")
 
 
 class Recipe(_Strict):
@@ -145,9 +136,9 @@ class TaskRecipe(Recipe):
         if isinstance(values.get("data"), dict):  # a DataSource has checked itself
             for key, message in DataSource.faults(values["data"]):
                 yield ("data", *key), message
-        yield from _repeated(values.get("columns"), "columns", "each needs a column of its own")
-        yield from _model_faults(values.get("model"))
-        yield from _token_faults(values.get("add_tokens"))
+        yield from repeated(values.get("columns"), "columns", "each needs a column of its own")
+        yield from model_faults(values.get("model"))
+        yield from token_faults(values.get("add_tokens"))
 
 
 class ClassificationRecipe(TaskRecipe):
@@ -171,8 +162,8 @@ class ClassificationRecipe(TaskRecipe):
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
-        yield from _weight_faults(values)
-        yield from _contradictions(values)
+        yield from weight_faults(values)
+        yield from classification_faults(values)
 
 
 class SequenceClassificationRecipe(ClassificationRecipe):
@@ -181,7 +172,7 @@ class SequenceClassificationRecipe(ClassificationRecipe):
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
-        yield from _column_faults(values, ("text", "text_pair", "label"))
+        yield from column_faults(values, ("text", "text_pair", "label"))
 
 
 class ImageClassificationRecipe(ClassificationRecipe):
@@ -190,7 +181,7 @@ class ImageClassificationRecipe(ClassificationRecipe):
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
-        yield from _column_faults(values, ("image", "label"))
+        yield from column_faults(values, ("image", "label"))
         if isinstance(values.get("model"), dict) and "max_length" in values["model"]:
             yield ("model", "max_length"), "an image has no tokens; leave it out"
 
@@ -214,9 +205,9 @@ class TokenClassificationRecipe(TaskRecipe):
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
-        yield from _column_faults(values, ("tokens", "tags", "text", "spans"))
-        yield from _weight_faults(values)
-        yield from _smoothing_faults(values)
+        yield from column_faults(values, ("tokens", "tags", "text", "spans"))
+        yield from weight_faults(values)
+        yield from smoothing_faults(values)
 
 
 class CustomTaskRecipe(TaskRecipe):
@@ -313,7 +304,7 @@ class PeftRecipe(AdapterRecipe):
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
         method, config = values.get("peft_type"), values.get("config")
-        yield from _loraplus_faults(values)
+        yield from loraplus_faults(values)
         if not isinstance(method, str):
             return
         if method not in peft_types():
@@ -326,67 +317,11 @@ class PeftRecipe(AdapterRecipe):
                 yield ("config", name), f"unknown {method} name {name!r}{near}"
 
 
-def _loraplus_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
-    ratio = values.get("loraplus_lr_ratio")
-    if ratio is not None and values.get("peft_type") != "LORA":
-        yield ("loraplus_lr_ratio",), "is of LoRA alone: this method has no B matrices; leave it out"
-    for name in ("layerwise_lr_decay", "head_learning_rate"):
-        if ratio is not None and values.get(name) is not None:
-            yield (name,), "cannot be combined with loraplus_lr_ratio, which sets the rates itself"
-
-
 class CustomAdapterRecipe(AdapterRecipe):
     """A recipe of a user's own family, ``family: pkg.module:Class``."""
 
     options: dict[str, Any] = {}
     """What the class makes of it is its own affair."""
-
-
-_MEANINGLESS = {
-    "regression": ("class_weights", "oversample", "calibrate", "tune_thresholds"),
-    "multi_label_classification": ("oversample", "calibrate"),
-    "single_label_classification": ("tune_thresholds",),
-}
-"""What a classification recipe may not ask for, by its problem type."""
-
-
-def _contradictions(values: Mapping[str, Any]) -> Iterator[Fault]:
-    """Settings of a classification recipe that have no meaning beside each other."""
-    kind, focal = values.get("problem_type"), values.get("loss") == "focal"
-    for name in _MEANINGLESS.get(kind, ()) if isinstance(kind, str) else ():
-        if values.get(name):
-            yield (name,), f"{shown(values[name])} has no meaning for {kind}; leave it out"
-    if focal and kind == "regression":
-        yield ("loss",), "'focal' has no meaning for regression; leave it out"
-    yield from _smoothing_faults(values)
-
-
-def _smoothing_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
-    training, focal = values.get("training"), values.get("loss") == "focal"
-    if focal and isinstance(training, dict) and training.get("label_smoothing_factor"):
-        yield ("training", "label_smoothing_factor"), "cannot be combined with loss: focal; leave one out"
-
-
-def _column_faults(values: Mapping[str, Any], known: tuple[str, ...]) -> Iterator[Fault]:
-    columns = values.get("columns")
-    for name in columns if isinstance(columns, dict) else ():
-        if name not in known:
-            yield ("columns", name), f"unknown column {name!r}{did_you_mean(name, known) or list_of(known)}"
-
-
-def _weight_faults(values: Mapping[str, Any]) -> Iterator[Fault]:
-    weights = values.get("class_weights")
-    for label, weight in weights.items() if isinstance(weights, dict) else ():
-        if isinstance(weight, int | float) and weight <= 0:
-            yield ("class_weights", label), f"expected a number greater than 0, got {shown(weight)}"
-
-
-def _token_faults(tokens: object) -> Iterator[Fault]:
-    seen: list[object] = []
-    for index, token in enumerate(tokens if isinstance(tokens, list) else ()):
-        if isinstance(token, str) and (not token.strip() or token in seen):
-            yield ("add_tokens", index), f"{token!r} is {'named twice' if token.strip() else 'no token'}"
-        seen.append(token)
 
 
 def keys_of(recipe: type[BaseModel]) -> frozenset[str]:
@@ -395,37 +330,3 @@ def keys_of(recipe: type[BaseModel]) -> frozenset[str]:
     return frozenset(recipe.model_fields) - inner
 
 
-def training_faults(training: object) -> Iterator[tuple[str, str]]:
-    """Names that are no ``TrainingArguments``, or that the run itself sets; each with what is wrong."""
-    for name in training if isinstance(training, dict) else ():
-        if name in SET_BY_THE_RUN:
-            yield name, f"cannot be set here: {SET_BY_THE_RUN[name]}"
-        elif name not in training_argument_names():
-            near = did_you_mean(name, training_argument_names())
-            yield name, f"unknown TrainingArguments name {name!r}{near}"
-
-
-def _repeated(names: object, where: str, why: str) -> Iterator[Fault]:
-    """Two names of a map that stand for the same thing."""
-    first: dict[str, str] = {}
-    for name, value in names.items() if isinstance(names, dict) else ():
-        if isinstance(value, str) and first.setdefault(value, name) != name:
-            yield (where, name), f"{value!r} is named by {first[value]!r} already; {why}"
-
-
-def _model_faults(model: object) -> Iterator[Fault]:
-    """Near-misses of ``from_pretrained``'s arguments; other names may be fields of the model's config."""
-    if not isinstance(model, dict):
-        return
-    for name in model:
-        close = did_you_mean(name, FROM_PRETRAINED, cutoff=0.85)
-        if name not in FROM_PRETRAINED and close:
-            yield ("model", name), f"unknown name {name!r}{close}"
-    length = model.get("max_length", 1)
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        yield ("model", "max_length"), f"expected a whole number of at least 1, got {shown(length)}"
-
-
-def list_of(names: tuple[str, ...] | frozenset[str]) -> str:
-    """The end of an error message about an unknown name that is near none of these."""
-    return f"; known: {', '.join(sorted(names))}"

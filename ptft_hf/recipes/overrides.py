@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from ptft_hf.errors import RecipeError, did_you_mean
 from ptft_hf.recipes.documents import Document, Origin, parse
 from ptft_hf.recipes.families import ADAPTER_FAMILIES, TASK_FAMILIES
-from ptft_hf.recipes.models import FROM_PRETRAINED, keys_of, training_faults
+from ptft_hf.recipes.faults import FROM_PRETRAINED, training_faults
+from ptft_hf.recipes.models import keys_of
 from ptft_hf.recipes.upstream import peft_config_names, peft_types
 
 

@@ -9,7 +9,8 @@ from pydantic import Field
 
 from ptft_hf.errors import did_you_mean
 from ptft_hf.recipes.documents import shown
-from ptft_hf.recipes.models import Fault, TaskRecipe, _Strict, list_of
+from ptft_hf.recipes.faults import Fault, column_faults, list_of
+from ptft_hf.recipes.models import TaskRecipe, _Strict
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -147,14 +148,7 @@ class PromptsRecipe(TaskRecipe):
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
-        columns = values.get("columns")
-        for name in columns if isinstance(columns, dict) else ():
-            if name not in ("prompt", "messages", "reference"):
-                known = ("prompt", "messages", "reference")
-                yield (
-                    ("columns", name),
-                    f"unknown column {name!r}{did_you_mean(name, known) or list_of(known)}",
-                )
+        yield from column_faults(values, ("prompt", "messages", "reference"))
         for name in values.get("training") or () if isinstance(values.get("training"), dict) else ():
             yield ("training", name), "has no effect on prompts: PPO's options stand under ppo:"
         options = values.get("ppo")

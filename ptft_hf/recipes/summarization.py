@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ptft_hf.errors import did_you_mean
-from ptft_hf.recipes.models import Fault, TaskRecipe, _column_faults
-from ptft_hf.recipes.upstream import generation_names
+from ptft_hf.recipes.faults import Fault, column_faults, generation_faults
+from ptft_hf.recipes.models import TaskRecipe
 
 DOCUMENT = "{document}"
 GENERATION_SET_BY_THE_RUN = {
@@ -46,7 +45,7 @@ class SummarizationRecipe(TaskRecipe):
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
-        yield from _column_faults(values, ("document", "summary"))
+        yield from column_faults(values, ("document", "summary"))
         prompt = values.get("prompt")
         if isinstance(prompt, str) and prompt.count(DOCUMENT) != 1:
             yield ("prompt",), f"{prompt!r} must hold {DOCUMENT} once, which the document takes the place of"
@@ -56,12 +55,7 @@ class SummarizationRecipe(TaskRecipe):
 def _generation_faults(generation: object) -> Iterator[Fault]:
     if not isinstance(generation, dict):
         return
-    for name in generation:
-        if name in GENERATION_SET_BY_THE_RUN:
-            yield ("generation", name), f"cannot be set here: {GENERATION_SET_BY_THE_RUN[name]}"
-        elif name not in generation_names():
-            near = did_you_mean(name, generation_names())
-            yield ("generation", name), f"unknown GenerationConfig name {name!r}{near}"
+    yield from generation_faults(generation, GENERATION_SET_BY_THE_RUN)
     for name in ("max_new_tokens", "num_beams"):
         value = generation.get(name, 1)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
