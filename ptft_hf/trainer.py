@@ -125,7 +125,7 @@ class Trainer(transformers.Trainer):
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if model.training:
             self.quieten()
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        return super().compute_loss(model, forward.where_labelled(self.model, inputs), *args, **kwargs)
 
     def quieten(self) -> None:
         """Take the frozen part of the trunk out of training mode, and with it its dropout."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from ptft_hf import recipes
+from ptft_hf import forward, recipes
 from ptft_hf.data import aclsum_summaries, scitldr
 from ptft_hf.errors import DataError, ModelError, RecipeError
 from ptft_hf.inspecting import segments_of
@@ -395,6 +395,50 @@ def test_losses_of_rows_are_those_of_plain_pytorch(name: str, writer: Callable[[
             assert found.tokens == (labels != -100).sum()
     total = sum(row.tokens for row in outputs)
     assert task.mean_loss(outputs, encoded) == pytest.approx(sum(row.loss for row in outputs) / total)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_logits_are_made_where_something_is_trained(name: str, writer: Callable[[str], Path]):
+    task, model, tokenizer = task_for(writer(name))
+    encoded = encoded_rows(task, tokenizer, reviews(6, longest=20))
+    whole = task.collator(tokenizer)(encoded.to_list())
+    cut = forward.where_labelled(model, whole)
+    if task.speech.has_encoder:
+        assert cut.keys() == whole.keys()
+        return
+    losses = []
+    for batch in (whole, cut):
+        labels = batch["labels"]
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        assert logits.shape[:2] == labels.shape
+        losses.append(task.loss(logits, labels))
+    rows = whole["labels"].tolist()
+    columns = [column for column in range(len(rows[0])) if any(row[column] != -100 for row in rows)]
+    assert cut["logits_to_keep"].tolist() == columns and len(columns) < len(rows[0])
+    gradients = [torch.autograd.grad(loss, [p for p in model.parameters()]) for loss in losses]
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_more_rows_are_written_at_once_than_read_if_their_cache_has_room(
+    writer: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+):
+    """Keys and values by hand: 2 x layers x key-value heads x head size x tokens x 4 bytes."""
+    task, model, tokenizer = task_for(writer("llama"), generation={"max_new_tokens": 6, "num_beams": 2})
+    config = model.config
+    head = config.hidden_size // config.num_attention_heads
+    row = 2 * config.num_hidden_layers * config.num_key_value_heads * head * (10 + 6) * 2 * 4
+    sizes: list[int] = []
+    write = model.generate
+    monkeypatch.setattr(model, "generate", lambda **given: sizes.append(len(given["input_ids"])) or write(**given))
+    ends = generation.settle(model, tokenizer, task.speech.end, task.fields)
+    for room, expected in ((2**31, [8, 4]), (5 * row, [5, 5, 2]), (row, [2] * 6)):
+        sizes.clear()
+        monkeypatch.setattr(generation, "CACHE", room)
+        prompts = [[5] * 10] * 12
+        generation.generate(model, prompts, pad_token_id=0, ends=ends, has_encoder=False, batch_size=2)
+        assert sizes == expected
 
 
 def test_ignored_labels_never_reach_decoding(writer: Callable[[str], Path]):

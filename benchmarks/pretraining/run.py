@@ -133,7 +133,8 @@ def random_bert(place: Place, seed: int) -> str:
     folder = place.work / f"random-{seed}"
     if not (folder / "tokenizer.json").exists():
         torch.manual_seed(seed)
-        AutoModel.from_config(AutoConfig.from_pretrained(place.work / "bert")).save_pretrained(folder)
+        auto: Any = AutoModel
+        auto.from_config(AutoConfig.from_pretrained(place.work / "bert")).save_pretrained(folder)
         AutoTokenizer.from_pretrained(place.work / "bert").save_pretrained(folder)
     return str(folder)
 

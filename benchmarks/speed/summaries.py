@@ -63,7 +63,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, Summarization]:
     """Model, tokenizer and task, as a run has them before its adapter is attached."""
     task, options = Summarization(recipe(args)), recipe(args).model
     tokenizer = models.load_tokenizer(args.model, **options)
-    task.look_at_checkpoint(models.load_config(args.model, **options), tokenizer)
+    task.look_at_checkpoint(models.from_pretrained("AutoConfig", args.model, options), tokenizer)
     model = models.load_model(args.model, task.auto_class, config={}, **options).model
     models.ensure_padding(model, tokenizer)
     return model, tokenizer, task

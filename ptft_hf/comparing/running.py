@@ -142,7 +142,7 @@ def read_cell(file: Path) -> Result:
 def told(result: Mapping[str, Any]) -> str:
     """A cell in one line."""
     if result["status"] == "failed":
-        return f"FAILED: {str(result['error']).strip().splitlines()[0]}"
+        return f"FAILED: {' '.join(str(result['error']).strip().splitlines()[:2])}"  # of several faults the first
     name = result["metric"]["name"]
     return (
         f"{name} {result['test']['metrics'][name]:.4f}, learning rate {result['learning_rate']:g}, "

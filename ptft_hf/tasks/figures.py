@@ -56,6 +56,10 @@ def of_rows(
     longest = max([1, *encoded["length"][:], *map(len, own)])
     size = forward.fitting(model, batch_size, longest)
     found: dict[int, np.ndarray] = {}
-    for rows, batch, outputs in forward.passes(model, encoded, collate, size, progress):
+
+    def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return forward.where_labelled(model, collate(rows))
+
+    for rows, batch, outputs in forward.passes(model, encoded, collated, size, progress):
         found.update(zip(rows.tolist(), of_batch(outputs, batch["labels"]).numpy(), strict=True))
     return np.stack([found[row] for row in range(len(encoded))])
