@@ -40,7 +40,7 @@ def train(
 
     Args:
         model: Hub id, ``name@revision``, or folder of the pretrained checkpoint; or ``config:`` and a model type,
-            folder or hub id, whose configuration alone is taken: random weights, for ``masked_lm`` and ``causal_lm``.
+            folder or hub id, whose configuration alone is taken: random weights, for language models and images.
         task: Catalogue name or YAML file of a task recipe, or the recipe itself.
         adapter: Catalogue name or YAML file of an adapter recipe, the recipe itself, any ``peft.PeftConfig``,
             or the folder of an earlier run with PEFT or bottleneck adapters (or of an adapter that AdapterHub's

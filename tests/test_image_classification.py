@@ -280,6 +280,22 @@ def test_a_made_up_processor_fits_the_configuration() -> None:
         assert torch.equal(pixels, -torch.ones_like(pixels))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "read"), [([(40, 36)] * 3, (36, 40)), ([(8, 8)] * 2, (32, 32)), ([(8, 8), (9, 9)], (224, 224))]
+)
+def test_from_nothing_images_keep_a_size_that_they_share(
+    sizes: list[tuple[int, int]], read: tuple[int, int]
+) -> None:
+    """Pillow says width first. A configuration's own size comes before."""
+    task: Any = tasks.build(recipe())
+    table = datasets.Dataset.from_dict({"image": [Image.new("L", size) for size in sizes]})
+    reader, notes = task.reader_from_nothing("config:resnet", transformers.ResNetConfig(num_channels=1), table)
+    assert (reader.size["height"], reader.size["width"]) == read
+    assert bool(notes) == (read != (224, 224))
+    reader, notes = task.reader_from_nothing("config:vit", transformers.ViTConfig(image_size=16), table)
+    assert (reader.size["height"], reader.size["width"]) == (16, 16) and not notes
+
+
 @pytest.mark.slow
 def test_multi_label_and_regression_are_had_as_for_texts(
     images_of: Callable[[str], Path], tmp_path: Path

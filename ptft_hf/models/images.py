@@ -7,7 +7,8 @@ from typing import Any
 from ptft_hf.models.reading import from_pretrained
 
 DEFAULT_SIZE = 224
-"""Pixels of a side, for configurations that name none (ResNet's), as ImageNet's models have."""
+"""Pixels of a side where neither a configuration names them (ResNet's does not) nor all images have the same, as
+ImageNet's models have."""
 
 
 def load_image_processor(reference: str, **options: Any) -> Any:
@@ -23,11 +24,12 @@ def load_image_processor(reference: str, **options: Any) -> Any:
     return from_pretrained("AutoImageProcessor", reference, options, backend="pil")
 
 
-def default_processor(config: Any) -> Any:
-    """Resizes to the size that a configuration names, and takes values from -1 to 1."""
+def default_processor(config: Any, size: tuple[int, int] = (DEFAULT_SIZE, DEFAULT_SIZE)) -> Any:
+    """Resizes to the size that a configuration names, else to ``size`` (height, width), and takes values from -1 to
+    1."""
     import transformers
 
-    size, channels = getattr(config, "image_size", None) or DEFAULT_SIZE, getattr(config, "num_channels", 3)
+    size, channels = getattr(config, "image_size", None) or size, getattr(config, "num_channels", 3)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     half = [0.5] * channels
     return transformers.ViTImageProcessorPil(

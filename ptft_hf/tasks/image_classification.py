@@ -29,6 +29,8 @@ print(logits)"""
 SAMPLE = "photo.png"
 SHOWN = 20
 """Faults of images that are named."""
+SIZED, SMALLEST = 100, 32
+"""Images that are looked at for their size; and the least side, of which a ResNet's five halvings leave one."""
 
 
 class ImageClassification(Classification):
@@ -56,8 +58,17 @@ class ImageClassification(Classification):
     # ---- before training ----
 
     def reader_from_nothing(self, reference: str, config: Any, rows: Any) -> tuple[Any, list[str]]:
-        """See :func:`ptft_hf.models.default_processor`."""
-        return models.default_processor(config), []
+        """See :func:`ptft_hf.models.default_processor`; where the configuration names no size and the first images
+        all have the same, theirs."""
+        if getattr(config, "image_size", None):
+            return models.default_processor(config), []
+        first = _column(images.undecoded(rows.select(range(min(SIZED, len(rows))))))
+        found = {images.opened(value).size for value in first}
+        if len(found) > 1:
+            return models.default_processor(config), []
+        height, width = (max(SMALLEST, side) for side in reversed(found.pop()))
+        said = f"{reference} names no size: images are read as {height} x {width} pixels"
+        return models.default_processor(config, (height, width)), [said]
 
     def look_at(self, splits: Any) -> list[str]:
         """Learn problem type, labels and class weights.
