@@ -181,12 +181,7 @@ def begin_from_nothing(
         RecipeError: Something else than pre-training in full is to begin from nothing.
         ModelError: They cannot be had.
     """
-    problems = []
-    if not task.begins_from_nothing:
-        problems.append(
-            f"model: {plan.model}: random weights know nothing that {plan.task.name} could build on; train "
-            "them on a corpus (family masked_lm or causal_lm) first, and take the folder of that run"
-        )
+    problems = tasks.faults_of_nothing(task, plan.model)
     if not isinstance(plan.adapter, recipes.FullRecipe):
         problems.append(
             f"adapter: {plan.adapter.name} changes a part of what a model has learnt, and {plan.model} has random "

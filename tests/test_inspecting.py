@@ -4,6 +4,7 @@ right."""
 from __future__ import annotations
 
 import io
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from ptft_hf.tasks.marks import Segment, of_batch, pieces
 from ptft_hf.tasks.sequence_classification import SequenceClassification
 from ptft_hf.tasks.token_classification import TokenClassification
 from tests.commands import Ptft, ptft  # noqa: F401
+from tests.corpus import write_corpus
 from tests.tiny import make_checkpoint, make_tokenizer
 
 # ---- what is shown ----
@@ -497,3 +499,24 @@ def test_a_run_shows_the_same_rows_before_its_first_step(
     assert done.code == 0, done.err
     shown = ptft("inspect", *base, "--rows", 3).out.splitlines()[1:]
     assert all(line in done.err.splitlines() for line in shown if len(line) < 70)
+
+
+def test_what_begins_from_nothing_is_shown_by_a_tokenizer_of_its_corpus(
+    ptft: Ptft,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    files = json.dumps(write_corpus(tmp_path))
+    source = f"data: {{path: json, data_files: {files}}}\nmodel: {{max_length: 32}}\n"
+    (tmp_path / "words.yaml").write_text(f"family: masked_lm\n{source}tokenizer: {{vocab_size: 300}}\n")
+    done = ptft("inspect", "--model", "config:bert", "--task", tmp_path / "words.yaml", "--rows", 2)
+    assert done.code == 0, done.err
+    assert "[MASK]" in done.out and "[SEP]" in done.out
+    assert "tokenizer" in done.err and "trained" in done.err
+    digits = ("inspect", "--model", "config:vit", "--task", "image_classification/digits")
+    done = ptft(*digits, "--set", "model.image_size=8", "--set", "model.num_channels=1", "--rows", 1)
+    assert done.code == 0, done.err
+    assert "image of 8 x 8 pixels (L), read as 1 x 8 x 8" in done.out
+    (tmp_path / "labels.yaml").write_text(f"family: sequence_classification\n{source}columns: {{label: document}}\n")
+    done = ptft("inspect", "--model", "config:bert", "--task", tmp_path / "labels.yaml")
+    assert done.code == 2
+    assert "random weights know nothing that" in done.err

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ptft_hf import models, recipes, tasks
-from ptft_hf.errors import DataError, ModelError
+from ptft_hf.errors import DataError, RecipeError
 from ptft_hf.inspecting.checks import Findings, check, untouched_randomness
 from ptft_hf.inspecting.showing import show
 from ptft_hf.models.skeleton import skeleton
@@ -44,7 +44,7 @@ def inspect(
     """Read data and tokenizer as a run would, and no weights.
 
     Args:
-        model: Hub id, ``name@revision``, or folder of the checkpoint.
+        model: Hub id, ``name@revision``, or folder of the checkpoint; or ``config:``, as in :func:`ptft_hf.train`.
         task: Catalogue name or file of a task recipe, or the recipe.
         split: ``train``, ``validation`` or ``test``.
         rows: How many are shown; the longest of the split is the last.
@@ -56,8 +56,6 @@ def inspect(
     """
     if split not in ("train", "validation", "test"):
         raise DataError(f"split: {split!r} is none of train, validation, test")
-    if recipes.from_nothing(model):
-        raise ModelError(f"{model}: has no tokenizer yet, by which rows could be shown; give a checkpoint")
     recipe, _, _ = recipes.load_run(task, "full/default", settings)
     if recipe.data is None:
         raise DataError(f"{recipe.name}: names no data; add data: to the recipe")
@@ -65,9 +63,13 @@ def inspect(
     splits = tasks.load_splits(family, recipe.data, recipe, seed)
     notes = [*splits.notes, *family.look_at(splits)]
     options = {name: value for name, value in recipe.model.items() if name != "max_length"}
-    tokenizer = models.load_reader(family.reads, model, **options)
-    family.look_at_checkpoint(models.from_pretrained("AutoConfig", model, options), tokenizer)
-    bare = skeleton(model, family.auto_class, family.config(), **options)
+    if recipes.from_nothing(model):
+        tokenizer, bare, begun = _from_nothing(model, family, splits, options)
+    else:
+        tokenizer = models.load_reader(family.reads, model, **options)
+        begun = family.look_at_checkpoint(models.from_pretrained("AutoConfig", model, options), tokenizer)
+        bare = skeleton(model, family.auto_class, family.config(), **options)
+    notes += begun
     max_length, said = models.fit_inputs(family.reads, tokenizer, bare, recipe.model)
     models.add_tokens(bare, tokenizer, recipe.add_tokens)
     encoded, cut = family.encode(splits.train, tokenizer, max_length)
@@ -82,6 +84,18 @@ def inspect(
         rows_of(family, raw, encoded, tokenizer, rows),
         Findings(found.data, found.model, [*notes, *said, *found.notes]),
     )
+
+
+def _from_nothing(
+    model: str, family: tasks.Task, splits: Any, options: Mapping[str, Any]
+) -> tuple[Any, Any, list[str]]:
+    """What reads the rows, trained on them as before a run, and the architecture."""
+    problems = tasks.faults_of_nothing(family, model)
+    if problems:
+        raise RecipeError(*problems)
+    config = models.config_of(model, {**options, **family.config()})
+    reader, notes = family.reader_from_nothing(model, config, splits.train)
+    return reader, models.random_model(model, family.auto_class, config, reader, options).model, notes
 
 
 def rows_of(task: Any, raw: Any, encoded: Any, tokenizer: Any, count: int) -> list[list[Segment]]:

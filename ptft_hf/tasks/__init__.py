@@ -228,6 +228,16 @@ def build(recipe: TaskRecipe) -> Task:
     return task
 
 
+def faults_of_nothing(task: Task, model: str) -> list[str]:
+    """Why the family cannot begin from random weights, if it cannot."""
+    if task.begins_from_nothing:
+        return []
+    return [
+        f"model: {model}: random weights know nothing that {task.recipe.name} could build on; train them on a corpus "
+        "(family masked_lm or causal_lm) first, and take the folder of that run"
+    ]
+
+
 def load_splits(task: Task, source: Any, recipe: TaskRecipe, seed: int) -> data.Splits:
     """The family's columns of a source's splits, checked for leakage; see :func:`ptft_hf.data.load_splits`."""
     splits = data.load_splits(
