@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from ptft_hf import frozen
+from ptft_hf.frozen import probing
+from ptft_hf.frozen.layers import Key, Rows, keys_of
 from ptft_hf.recipes import TokenClassificationRecipe
 from tests.conftest import rows
 from tests.runs import build, equal_weights, logged, recipe, splits, weights
@@ -281,10 +283,10 @@ def test_a_head_that_reads_lower_layers_does_without(
 
 
 def test_rows_come_back_to_their_places_without_padding() -> None:
-    kept = frozen.Rows(5)
+    kept = Rows(5)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
     hidden = torch.arange(12.0).view(2, 3, 2)
-    keys: list[frozen.Key] = [(b"a",), (b"b",)]
+    keys: list[Key] = [(b"a",), (b"b",)]
     kept.put(keys, mask, hidden)
     wider = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]]).bool()  # the other way round, one padded on the left
     found = kept.get(keys[::-1], wider)
@@ -297,11 +299,11 @@ def test_a_row_is_known_by_all_that_the_model_reads_and_not_by_its_padding() -> 
     ids = torch.tensor([[5, 6, 0], [5, 6, 7], [5, 6, 0]])
     kinds = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 1, 0]])
     batch = {"input_ids": ids, "attention_mask": (ids > 0).long(), "token_type_ids": kinds}
-    first, second, third = frozen.keys_of(batch)
+    first, second, third = keys_of(batch)
     assert len({first, second, third}) == 3  # the third differs in its token types
     short = {name: value[:1, :2] for name, value in batch.items()}
-    assert frozen.keys_of(short) == [first]
+    assert keys_of(short) == [first]
 
 
 def test_a_model_of_one_layer_type_alone_has_a_stack() -> None:
-    assert frozen._stack(nn.Linear(2, 2)) is None
+    assert probing._stack(nn.Linear(2, 2)) is None

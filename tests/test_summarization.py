@@ -421,26 +421,6 @@ def test_logits_are_made_where_something_is_trained(name: str, writer: Callable[
         torch.testing.assert_close(one, other)
 
 
-def test_more_rows_are_written_at_once_than_read_if_their_cache_has_room(
-    writer: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-):
-    """Keys and values by hand: 2 x layers x key-value heads x head size x tokens x 4 bytes."""
-    task, model, tokenizer = task_for(writer("llama"), generation={"max_new_tokens": 6, "num_beams": 2})
-    config = model.config
-    head = config.hidden_size // config.num_attention_heads
-    row = 2 * config.num_hidden_layers * config.num_key_value_heads * head * (10 + 6) * 2 * 4
-    sizes: list[int] = []
-    write = model.generate
-    monkeypatch.setattr(model, "generate", lambda **given: sizes.append(len(given["input_ids"])) or write(**given))
-    ends = generation.settle(model, tokenizer, task.speech.end, task.fields)
-    for room, expected in ((2**31, [8, 4]), (5 * row, [5, 5, 2]), (row, [2] * 6)):
-        sizes.clear()
-        monkeypatch.setattr(generation, "CACHE", room)
-        prompts = [[5] * 10] * 12
-        generation.generate(model, prompts, pad_token_id=0, ends=ends, has_encoder=False, batch_size=2)
-        assert sizes == expected
-
-
 def test_ignored_labels_never_reach_decoding(writer: Callable[[str], Path]):
     """Trap: -100 is no token, and upstream's decoding overflows on it."""
     task, model, tokenizer = task_for(writer("gpt2"))

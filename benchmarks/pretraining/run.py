@@ -28,12 +28,16 @@ PARTS = ("masked", "polarity", "causal")
 SEEDS = (0, 1, 2)
 RATES = (1e-4, 5e-4)
 """Of fine-tuning: tried with the first seed, the better one on validation is kept; for either model by itself."""
-BERT = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
-LLAMA = {**BERT, "num_key_value_heads": 3, "tie_word_embeddings": True, "max_position_embeddings": 256}
+SMALL = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 768}
+BERT = {**SMALL, "initializer_range": 0.07, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+"""Initial weights of 1 / sqrt(192): with BERT's own 0.02, made for 768 and more, and its dropout, 2,000 steps of 128
+tokens ended at a masked accuracy of 0.13 on test, and the checkpoint was worth nothing."""
+LLAMA = {**SMALL, "num_key_value_heads": 3, "tie_word_embeddings": True, "max_position_embeddings": 256}
 VOCABULARY = 6000
 TEXTS = ("She opened the door and", "“I do not know,” said", "It was late in the evening when")
 MASKS = ("She opened the [MASK] and looked out.", "He took her [MASK] in his own.")
-STEPS = {"masked": 2000, "causal": 1200}
+STEPS = {"masked": 2500, "causal": 1200}
+LENGTH = {"masked": 64, "causal": 128}
 
 
 class Place:
@@ -119,7 +123,7 @@ def masked(place: Place) -> dict[str, Any]:
         columns={"document": "book"},
         next_sentence=True,
         tokenizer={"kind": "wordpiece", "vocab_size": VOCABULARY, "lowercase": True},
-        model={"max_length": 128},
+        model={"max_length": LENGTH["masked"]},
     )
     record = place.train("bert", "config:bert", task, 0, pretraining(place, "masked", BERT))
     return {**figures(record, place.work / "bert"), "samples": place.predict("bert", MASKS)}
@@ -169,7 +173,7 @@ def causal(place: Place) -> dict[str, Any]:
         columns={"document": "book"},
         tokenizer={"kind": "byte_bpe", "vocab_size": VOCABULARY},
         generation={"max_new_tokens": 40, "do_sample": False, "repetition_penalty": 1.2},
-        model={"max_length": 128},
+        model={"max_length": LENGTH["causal"]},
     )
     record = place.train("llama", "config:llama", task, 0, pretraining(place, "causal", LLAMA))
     return {**figures(record, place.work / "llama"), "samples": place.predict("llama", TEXTS)}
@@ -201,8 +205,8 @@ def _masked(found: dict[str, Any]) -> list[str]:
         "## MLM and NSP",
         "",
         f"A BERT of {found['parameters']:,} parameters and a WordPiece of at most {VOCABULARY:,} tokens from nothing "
-        f"on 14 novels, {found['steps']:,} steps of 32 pairs of 128 tokens; `test` is a book that it has not seen. "
-        "Chance is always the most frequent token, and always the same answer.",
+        f"on 14 novels, {found['steps']:,} steps of 32 pairs of {LENGTH['masked']} tokens; `test` is a book that it "
+        "has not seen. Chance is always the most frequent token, and always the same answer.",
         "",
         "| | validation, before | validation | test | chance on test |",
         "|---|---:|---:|---:|---:|",
@@ -249,7 +253,7 @@ def _causal(found: dict[str, Any]) -> list[str]:
         "## Causal",
         "",
         f"A Llama of {found['parameters']:,} parameters and a byte-level BPE of at most {VOCABULARY:,} tokens from "
-        f"nothing, {found['steps']:,} steps of 32 blocks of 128 tokens.",
+        f"nothing, {found['steps']:,} steps of 32 blocks of {LENGTH['causal']} tokens.",
         "",
         "| | validation, before | validation | test | chance on test |",
         "|---|---:|---:|---:|---:|",
