@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ def results() -> Console:
 
 def say(text: str, style: str = "") -> None:
     messages.print(escape(text), style=style or None)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing is said inside: what is done there has been done, and said, before."""
+    before, messages.quiet = messages.quiet, True
+    try:
+        yield
+    finally:
+        messages.quiet = before
 
 
 def bar(total: int, doing: str, unit: str, *, done: int = 0, stays: bool = True, show: bool = True) -> Any:

@@ -16,7 +16,7 @@ import transformers
 from ptft_hf import forward, recipes
 from ptft_hf.data import aclsum_summaries, scitldr
 from ptft_hf.errors import DataError, ModelError, RecipeError
-from ptft_hf.inspecting import segments_of
+from ptft_hf.inspecting import rows_of, segments_of
 from ptft_hf.recipes import SummarizationRecipe
 from ptft_hf.recipes.upstream import generation_names
 from ptft_hf.tasks import generation, rouge
@@ -278,10 +278,13 @@ def test_a_summary_that_is_cut_keeps_its_end(
     name: str, writer: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ):
     task, _, tokenizer = task_for(writer(name))
-    row = encoded_rows(task, tokenizer, [{"document": "a film", "summary": "good film story plot " * 5}])[0]
-    trained = [i for i in row["labels"] if i != -100]
+    rows = datasets.Dataset.from_list([{"document": "a film", "summary": "good film story plot " * 5}])
+    encoded = encoded_rows(task, tokenizer, rows.to_list())
+    trained = [i for i in encoded[0]["labels"] if i != -100]
     assert (len(trained), trained[-1]) == (8, tokenizer.eos_token_id)
     assert "1 of 1 summaries are cut for training to the 8 tokens" in capsys.readouterr().err
+    assert rows_of(task, rows, encoded, tokenizer, 1)  # looks for tails, and says nothing of it
+    assert not capsys.readouterr().err
 
 
 def test_an_encoder_is_refused_though_upstream_has_it_as_a_causal_model(tmp_path: Path):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptft_hf import models, recipes, tasks
+from ptft_hf import models, recipes, report, tasks
 from ptft_hf.errors import DataError, RecipeError
 from ptft_hf.inspecting.checks import Findings, check, untouched_randomness
 from ptft_hf.inspecting.showing import show
@@ -130,7 +130,8 @@ def segments_of(task: Any, row: Mapping[str, Any], tokenizer: Any) -> list[Segme
 
 def _tail(task: Any, raw: Any, number: int, row: Mapping[str, Any], tokenizer: Any) -> list[Segment]:
     """What of a row's text the model does not read."""
-    whole = task.encode(raw.select([number]), tokenizer, WHOLE)[0]["input_ids"][0]
+    with report.silence():
+        whole = task.encode(raw.select([number]), tokenizer, WHOLE)[0]["input_ids"][0]
     read = row["input_ids"]
     if len(whole) <= len(read):
         return []
