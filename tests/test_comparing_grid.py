@@ -102,6 +102,22 @@ def test_finished_cells_are_not_run_again_and_an_edited_recipe_is(ran, base: Pat
     assert all(Cell.from_dict(json.loads(json.dumps(cell.to_dict()))) == cell for cell in grid.cells())
 
 
+def test_a_cell_has_one_name_wherever_its_folder_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    keys = []
+    for name in ("here", "there", "there/within"):
+        folder = tmp_path / name / "tasks"
+        folder.mkdir(parents=True)
+        (folder / "task.yaml").write_text(
+            "family: sequence_classification\ndata: {path: json, data_files: {train: ../train.jsonl}}\n"
+        )
+        monkeypatch.chdir(tmp_path / name)
+        grid = make(Path("bert"), Path("tasks/task.yaml"))
+        keys.append([cell.key for cell in grid.cells()])
+    assert keys[0] == keys[1] == keys[2]
+    monkeypatch.chdir(tmp_path)
+    assert [cell.key for cell in make(Path("bert"), Path("here/tasks/task.yaml")).cells()] != keys[0]
+
+
 def test_a_try_does_not_look_at_the_test_set(ran, base: Path, tmp_path: Path):
     root, _ = ran
     cell = make(base, root / "task.yaml").cells()[0]

@@ -143,13 +143,16 @@ class Cell(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The name of the cell's file: readable, and different for whatever may change its figures."""
+        """The name of the cell's file: readable, different for whatever may change its figures, and the same on
+        every machine where data files lie below the folder that the command is given in."""
         said = f"{self.task.name}--{self.adapter.name}--{self.size or ALL}--seed{self.seed}"
         readable = re.sub(r"[^\w.-]+", "-", said).strip("-.")[-120:]
         values = self.to_dict()
         for recipe in (values["task"], values["adapter"]):
             del recipe["description"]
-        digest = hashlib.sha256(json.dumps([FORMAT, values], sort_keys=True).encode())
+        here = json.dumps(f"{Path.cwd()}/")[1:-1]
+        told = json.dumps([FORMAT, values], sort_keys=True).replace(f'"{here}', '"')
+        digest = hashlib.sha256(told.encode())
         return f"{readable}--{digest.hexdigest()[:10]}"
 
     @property
