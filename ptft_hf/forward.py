@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ptft_hf import models, report
-from ptft_hf.tasks.marks import IGNORED
 
 BATCH_SIZE = 32
 """Rows a batch in prediction and final evaluation. On CPUs more are slower (measured: 16 to 64; MiniLM)."""
@@ -25,22 +23,6 @@ def fitting(model: Any, batch_size: int, length: int) -> int:
     """``batch_size``, or as many rows of ``length`` tokens as a language model's logits leave memory for."""
     words = models.plain_model(model).get_output_embeddings()
     return batch_size if words is None else max(1, min(batch_size, LOGITS // (length * words.weight.shape[0])))
-
-
-def where_labelled(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with its labels cut to the columns in which some row has one, and with ``logits_to_keep``, by which
-    upstream's decoders make logits there alone: of a summary behind its document these are a tenth of all.
-
-    Other models' batches stay as they are.
-    """
-    labels: torch.Tensor | None = batch.get("labels")
-    if labels is None or labels.ndim != 2 or labels.shape != batch.get("input_ids", labels[:0]).shape[:2]:
-        return dict(batch)
-    columns = (labels != IGNORED).any(0).nonzero()[:, 0]
-    takes = inspect.signature(type(models.plain_model(model)).forward).parameters
-    if "logits_to_keep" not in takes or len(columns) in (0, labels.shape[1]):
-        return dict(batch)
-    return {**batch, "labels": labels[:, columns], "logits_to_keep": columns}
 
 
 def first_logits(outputs: Any) -> torch.Tensor:

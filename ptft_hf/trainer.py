@@ -27,7 +27,7 @@ from ptft_hf.errors import RecipeError
 from ptft_hf.models import adapter_kind, depths, plain_model, trains_rows_alone, trunk_of
 from ptft_hf.resuming import RunningState, check_best
 from ptft_hf.sampling import EpochSampler
-from ptft_hf.tasks import Task
+from ptft_hf.tasks import Task, figures
 
 
 class Trainer(transformers.Trainer):
@@ -125,7 +125,7 @@ class Trainer(transformers.Trainer):
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if model.training:
             self.quieten()
-        return super().compute_loss(model, forward.where_labelled(self.model, inputs), *args, **kwargs)
+        return super().compute_loss(model, figures.where_labelled(self.model, inputs), *args, **kwargs)
 
     def quieten(self) -> None:
         """Take the frozen part of the trunk out of training mode, and with it its dropout."""

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from ptft_hf import forward, recipes
+from ptft_hf import recipes
 from ptft_hf.data import aclsum_summaries, scitldr
 from ptft_hf.errors import DataError, ModelError, RecipeError
 from ptft_hf.inspecting import rows_of, segments_of
 from ptft_hf.recipes import SummarizationRecipe
 from ptft_hf.recipes.upstream import generation_names
-from ptft_hf.tasks import generation, rouge
+from ptft_hf.tasks import figures, generation, rouge
 from ptft_hf.tasks.summarization import Summarization, Targets, Written
 from tests.tiny import make_checkpoint
 from tests.writers import WITH_ENCODER, WRITERS, make_writer, reviews
@@ -405,7 +405,7 @@ def test_logits_are_made_where_something_is_trained(name: str, writer: Callable[
     task, model, tokenizer = task_for(writer(name))
     encoded = encoded_rows(task, tokenizer, reviews(6, longest=20))
     whole = task.collator(tokenizer)(encoded.to_list())
-    cut = forward.where_labelled(model, whole)
+    cut = figures.where_labelled(model, whole)
     if task.speech.has_encoder:
         assert cut.keys() == whole.keys()
         return

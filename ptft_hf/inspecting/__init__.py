@@ -60,10 +60,13 @@ def inspect(
     if recipe.data is None:
         raise DataError(f"{recipe.name}: names no data; add data: to the recipe")
     family = tasks.build(recipe)
+    begins = recipes.from_nothing(model)
+    if begins and (problems := tasks.faults_of_nothing(family, model)):
+        raise RecipeError(*problems)
     splits = tasks.load_splits(family, recipe.data, recipe, seed)
     notes = [*splits.notes, *family.look_at(splits)]
     options = {name: value for name, value in recipe.model.items() if name != "max_length"}
-    if recipes.from_nothing(model):
+    if begins:
         tokenizer, bare, begun = _from_nothing(model, family, splits, options)
     else:
         tokenizer = models.load_reader(family.reads, model, **options)
@@ -90,9 +93,6 @@ def _from_nothing(
     model: str, family: tasks.Task, splits: Any, options: Mapping[str, Any]
 ) -> tuple[Any, Any, list[str]]:
     """What reads the rows, trained on them as before a run, and the architecture."""
-    problems = tasks.faults_of_nothing(family, model)
-    if problems:
-        raise RecipeError(*problems)
     config = models.config_of(model, {**options, **family.config()})
     reader, notes = family.reader_from_nothing(model, config, splits.train)
     return reader, models.random_model(model, family.auto_class, config, reader, options).model, notes

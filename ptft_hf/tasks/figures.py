@@ -1,16 +1,34 @@
-"""Figures of each row of a language model, from which losses and accuracies are made; logits are never kept."""
+"""Figures of each row of a language model, from which losses and accuracies are made; logits are never kept, and made
+where there are labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ptft_hf import forward
+from ptft_hf import forward, models
 from ptft_hf.tasks.marks import IGNORED
+
+
+def where_labelled(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with its labels cut to the columns in which some row has one, and with ``logits_to_keep``, by which
+    upstream's decoders make logits there alone: of a summary behind its document these are a tenth of all.
+
+    Other models' batches stay as they are.
+    """
+    labels: torch.Tensor | None = batch.get("labels")
+    if labels is None or labels.ndim != 2 or labels.shape != batch.get("input_ids", labels[:0]).shape[:2]:
+        return dict(batch)
+    columns = (labels != IGNORED).any(0).nonzero()[:, 0]
+    takes = inspect.signature(type(models.plain_model(model)).forward).parameters
+    if "logits_to_keep" not in takes or len(columns) in (0, labels.shape[1]):
+        return dict(batch)
+    return {**batch, "labels": labels[:, columns], "logits_to_keep": columns}
 
 
 def token_figures(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
@@ -58,7 +76,7 @@ def of_rows(
     found: dict[int, np.ndarray] = {}
 
     def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return forward.where_labelled(model, collate(rows))
+        return where_labelled(model, collate(rows))
 
     for rows, batch, outputs in forward.passes(model, encoded, collated, size, progress):
         found.update(zip(rows.tolist(), of_batch(outputs, batch["labels"]).numpy(), strict=True))
