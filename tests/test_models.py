@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.cache_utils import DynamicLayer
 
 from ptft_hf import models
 from ptft_hf.errors import ModelError
+from ptft_hf.models.caching import PreallocatedLayer, empty_cache
 from tests.tiny import SIZES, make_checkpoint, make_tokenizer
 
 Checkpoint = Callable[[str], Path]
@@ -271,3 +273,52 @@ def test_a_padding_token_that_the_model_has_no_embedding_for_is_refused(checkpoi
         ModelError, match=f"'<added>' is number {size}, and the model has embeddings for {size}"
     ):
         models.ensure_padding(load(checkpoint("gpt2")).model, tokenizer)
+
+
+# ---- the cache of keys and values ----
+
+
+def test_a_preallocated_layer_holds_what_upstream_s_holds() -> None:
+    """Through everything that upstream does to a layer between two tokens."""
+    ours, theirs = PreallocatedLayer(), DynamicLayer()
+    changes: list[Callable[[Any], Any]] = [
+        lambda layer: None,
+        lambda layer: layer.reorder_cache(torch.tensor([1, 0, 2, 2])),
+        lambda layer: layer.crop(-2),
+        lambda layer: layer.batch_select_indices(torch.arange(3)),
+        lambda layer: layer.batch_select_indices(slice(0, 2)),
+        lambda layer: layer.batch_repeat_interleave(2),
+        lambda layer: layer.reset(),
+    ]
+    rows = 4
+    torch.manual_seed(0)
+    for change in changes:
+        for length in (5, *[1] * 70):
+            new = torch.randn(2, rows, 2, length, 4)
+            found, expected = ours.update(*new), theirs.update(*new)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        change(ours), change(theirs)
+        rows = rows if theirs.keys is None else len(theirs.keys)
+        assert theirs.keys is None or torch.equal(ours.keys, theirs.keys)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+
+
+def test_a_preallocated_layer_copies_what_it_has_only_when_its_room_is_full() -> None:
+    layer, places, kept = PreallocatedLayer(), set(), []
+    for _ in range(129):
+        layer.update(*torch.randn(2, 1, 1, 1, 4))
+        places.add(layer.keys.data_ptr())
+        kept.append(layer.keys)  # so that no later room takes its place
+    assert len(places) == 2
+
+
+@pytest.mark.parametrize(
+    ("architecture", "has"), [("llama", True), ("gpt2", True), ("mistral", False), ("bart", False)]
+)
+def test_only_plain_layers_are_replaced(architecture: str, has: bool, checkpoint: Checkpoint) -> None:
+    """Mistral's attend to a window."""
+    auto: Any = getattr(transformers, f"AutoModelFor{'Seq2SeqLM' if architecture == 'bart' else 'CausalLM'}")
+    model = auto.from_pretrained(checkpoint(architecture))
+    cache = empty_cache(model)
+    assert (cache is not None) is has
+    assert cache is None or len(cache.layers) == model.config.num_hidden_layers

@@ -200,7 +200,9 @@ class Peft(Adapter):
         found = [name for name in linear if name.rpartition(".")[2] in QUERY_VALUE]
         if not found:
             names = sorted({name.rpartition(".")[2] for name in linear})
-            instead = f"name target_modules among {names}, or use" if names else "it has convolutions alone: use"
+            instead = (
+                f"name target_modules among {names}, or use" if names else "it has convolutions alone: use"
+            )
             raise AdapterError(
                 f"{self.recipe.name}: {type(model).__name__} has no linear query and value projections to "
                 f"adapt; {instead} all-linear (lora/r16_all_linear)"

@@ -2,13 +2,14 @@
 
 The rooms behind it, each importing only those before: ``reading`` (references, upstream's errors and noise),
 ``structure`` (trunk, head, layers), ``images`` (image processors), ``inputs`` (tokenizer, padding, length),
-``vocabulary`` (added tokens), ``quantizing``, ``loading``, ``attention``, ``nothing`` (random weights, and a
-tokenizer of the corpus), ``skeleton`` (an architecture without its weights).
+``vocabulary`` (added tokens), ``quantizing``, ``loading``, ``attention``, ``caching`` (while a text is written),
+``nothing`` (random weights, and a tokenizer of the corpus), ``skeleton`` (an architecture without its weights).
 """
 
 from __future__ import annotations
 
 from ptft_hf.models.attention import AttentionByLength
+from ptft_hf.models.caching import empty_cache
 from ptft_hf.models.images import default_processor
 from ptft_hf.models.inputs import (
     DEFAULT_MAX_LENGTH,
@@ -63,6 +64,7 @@ __all__ = [
     "default_processor",
     "depths",
     "dequantize_into",
+    "empty_cache",
     "ensure_padding",
     "fingerprint",
     "fit_inputs",

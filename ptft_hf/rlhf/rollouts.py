@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ptft_hf.errors import ModelError
-from ptft_hf.models import plain_model, trunk_of
+from ptft_hf.models import empty_cache, plain_model, trunk_of
 from ptft_hf.rlhf.ppo_math import entropy_from_logits
 
 CHUNK = 2**24
@@ -137,7 +137,7 @@ def _generate(
     ids, attention, uniforms = ids.to(device), attention.to(device), uniforms.to(device)
     ends = torch.tensor(sorted(end_ids), device=device)
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    cache, tokens = None, []
+    cache, tokens = empty_cache(model), []
     for step in range(uniforms.shape[1]):
         outputs = run_trunk(model, ids, attention, past_key_values=cache, use_cache=True)
         cache = outputs.past_key_values
