@@ -146,6 +146,35 @@ def test_a_prompt_takes_its_positions_from_the_text(checkpoint: Checkpoint, tmp_
         run(checkpoint("bert"), "prompt/tokens20", tmp_path / "new", **{"model.max_length": 60})
 
 
+def test_a_prompt_is_trained_further_which_peft_refuses(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    run(checkpoint("bert"), "prompt/tokens20", tmp_path / "first")
+    run(checkpoint("bert"), tmp_path / "first", tmp_path / "second", max_steps=1, learning_rate=1e-12)
+    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "second"))
+    assert one.keys() == other.keys()
+    assert any("classifier" in name for name in one)
+    assert any("prompt" in name for name in one)
+    assert all(torch.allclose(one[name], other[name], atol=1e-9) for name in one)
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint("bert"))
+    with pytest.raises(ValueError, match="Cannot set a prompt learning adapter to trainable"):
+        peft.PeftModel.from_pretrained(base, str(tmp_path / "first"), is_trainable=True)
+
+
+def test_a_loaded_adapter_can_be_taken_out_again(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The base under it and its first head; PEFT fails beside a head of several layers."""
+    for method in ("ia3/default", "prefix/tokens20", "prompt/tokens20", "bottleneck/pfeiffer"):
+        wrapped = attached(checkpoint("roberta"), method)
+        plain = models.load_model(
+            str(checkpoint("roberta")), "AutoModelForSequenceClassification", config={"num_labels": 2}
+        ).model
+        unloaded = adapters.unload(wrapped)
+        assert type(unloaded) is type(plain)
+        assert unloaded.state_dict().keys() == plain.state_dict().keys()
+        plain.load_state_dict(unloaded.state_dict())
+        ids = torch.tensor([[1, 9, 10, 2]])
+        assert torch.equal(plain.eval()(ids).logits, unloaded.eval()(ids).logits)
+        assert all(p.requires_grad for p in unloaded.parameters())
+
+
 # ---- merging ----
 
 

@@ -139,8 +139,10 @@ def make_tokenizer(name: str) -> Any:
     )
 
 
-def make_checkpoint(name: str, folder: Path, **overrides: Any) -> Path:
-    """Save a random checkpoint without a task head, like the ones people start from."""
+def make_checkpoint(
+    name: str, folder: Path, *, sizes: dict[str, Any] | None = None, auto: str = "AutoModel", **overrides: Any
+) -> Path:
+    """Save a random checkpoint, like the ones people start from: without a task head, unless ``auto`` has one."""
     import torch
     import transformers
 
@@ -149,14 +151,15 @@ def make_checkpoint(name: str, folder: Path, **overrides: Any) -> Path:
     if name in ("gpt2", "llama"):
         del ids["pad_token_id"]
     positions = "n_positions" if name == "gpt2" else "max_position_embeddings"
-    ids |= {} if name in ("t5", "xlnet") else {positions: 72}
-    ids |= {"decoder_start_token_id": 2, "forced_eos_token_id": None} if name in ("bart", "t5") else {}
+    ids |= {} if name in ("t5", "mt5", "xlnet") else {positions: 72}
+    two = name in ("bart", "t5", "mbart", "mt5", "pegasus")
+    ids |= {"decoder_start_token_id": 2, "forced_eos_token_id": None} if two else {}
     config = transformers.AutoConfig.for_model(
-        name, vocab_size=len(tokenizer), **{**SIZES[name], **ids, **overrides}
+        name, vocab_size=len(tokenizer), **{**(sizes or SIZES[name]), **ids, **overrides}
     )
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        model = transformers.AutoModel.from_config(config)
+        model = getattr(transformers, auto).from_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -117,6 +117,16 @@ def load(model: Any, folder: Path) -> Any:
     return peft.load(model, folder)
 
 
+def unload(model: Any) -> Any:
+    """The plain ``transformers`` model that an adapter was put on, as it was before: its weights are the base's and
+    its head is the one that it was given, untrained. ``model`` is used up."""
+    if getattr(model, "adapter_kind", None) == "bottleneck":
+        return model.unload()
+    from ptft_hf.adapters import peft
+
+    return peft.unload(model)
+
+
 def recipe_of_config(config: Any) -> PeftRecipe:
     """A recipe that stands for a ``peft.PeftConfig`` object, so that the run can say what it did.
 

@@ -16,7 +16,7 @@ from torch import nn
 from ptft_hf.adapters import Adapter
 from ptft_hf.adapters.peft_training import AdaLoraSchedule, ChangedBase, cut_ranks, drop_prompt_network
 from ptft_hf.errors import AdapterError
-from ptft_hf.models import added_rows, plain_model, quiet, to_float32, trunk_of
+from ptft_hf.models import adapter_kind, added_rows, plain_model, quiet, to_float32, trunk_of
 from ptft_hf.recipes import PeftRecipe, saved_adapter_kind
 
 # Of a bare PeftConfig, as in the catalogue's recipes: starting points, not tuned. What is missing takes LoRA's.
@@ -304,11 +304,27 @@ def load(model: Any, folder: Path, *, is_trainable: bool = False) -> Any:
         from ptft_hf.adapters import prefix
 
         return prefix.load(model, folder, is_trainable=is_trainable)
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    if is_trainable and config.is_prompt_learning:
+        return _prompt_to_train(model, config, folder)
     with without_false_alarms():
         wrapped = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     if wrapped.peft_config["default"].peft_type.value == "ADALORA" and not is_trainable:
         # Without it a forward pass with labels fails, since PEFT looks up the penalty's weight by it.
         wrapped.base_model.trainable_adapter_name = "default"
+    return wrapped
+
+
+def _prompt_to_train(model: Any, config: Any, folder: Path) -> Any:
+    """A saved prompt on its base; PEFT loads prompts for use alone, so it is given to a fresh one."""
+    import peft
+    from peft.utils.save_and_load import load_peft_weights
+
+    config.inference_mode = False
+    if getattr(config, "prompt_tuning_init", None):
+        config.prompt_tuning_init = "RANDOM"  # what it began from does not matter any more
+    wrapped = peft.get_peft_model(model, config)
+    peft.set_peft_model_state_dict(wrapped, load_peft_weights(str(folder), device="cpu"))
     return wrapped
 
 
@@ -338,6 +354,20 @@ def merge(wrapped: Any) -> Any:
         if isinstance(module, ModulesToSaveWrapper):
             base.set_submodule(name, module.modules_to_save["default"])
     return wrapped.merge_and_unload()
+
+
+def unload(wrapped: Any) -> Any:
+    """The plain model as it was before the adapter, its head too; ``wrapped`` is used up. Heads go first, see
+    :func:`merge`."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    base = plain_model(wrapped)
+    for name, module in list(base.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            base.set_submodule(name, module.original_module)
+    if adapter_kind(wrapped) == "prefix" or not wrapped.peft_config["default"].is_prompt_learning:
+        base = wrapped.unload()
+    return base.requires_grad_(True)
 
 
 @contextmanager

@@ -131,6 +131,7 @@ class PrefixModel(peft.PeftModel):  # type: ignore[misc]
             self.prompt_encoder = nn.ModuleDict({adapter_name: network})
         for module, (heads, size) in found.items():
             module.prefix = Prefix(heads, size, tokens, network).to(model.device)
+        self.attention_before = model.config._attn_implementation
         model.set_attn_implementation(ATTENTION)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -151,6 +152,14 @@ class PrefixModel(peft.PeftModel):  # type: ignore[misc]
         # PEFT looks for peft_type, and refuses a file without it.
         text = json.dumps({"adapter_kind": self.adapter_kind, "library": "ptft_hf", **fields}, indent=1)
         (folder / CONFIG).write_text(text, encoding="utf-8")
+
+    def unload(self) -> Any:
+        """Take the prefixes out and return the base model."""
+        for module in self.base_model.modules():
+            if isinstance(getattr(module, "prefix", None), Prefix):
+                del module.prefix
+        self.base_model.set_attn_implementation(self.attention_before)
+        return self.base_model
 
     def merge_and_unload(self) -> Any:
         """Refused.
