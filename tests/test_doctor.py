@@ -25,6 +25,7 @@ HEALTHY = {
     "val/answer_length": 12.0,
     "val/ended": 0.5,
     "val/explained_variance": 0.4,
+    "val/scores_share": 0.9,
     "loss/policy_avg": -0.01,
     "loss/value_avg": 0.1,
     "lr": 1e-4,
@@ -103,6 +104,9 @@ def test_what_looks_alike_and_is_none() -> None:
         names(series(explained_variance=lambda i: None)) == []
     )  # all returns are the same: nothing to explain
     assert names(series(explained_variance=lambda i: -5.0 if i < 8 else 0.3)) == []  # it has learnt since
+    assert (
+        names(series(explained_variance=lambda i: -0.3, scores_share=lambda i: 0.2)) == []
+    )  # noise of the KL
     both = {"scores": lambda i: 0.5 + 0.02 * i, "judge": lambda i: 0.5 + 0.001 * i}
     assert names(series(**both)) == []  # the judge rises, too, if slowly
 

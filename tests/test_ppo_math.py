@@ -168,6 +168,17 @@ def test_approx_kl() -> None:
     close(ppo_math.approx_kl(new, old, torch.tensor([[1, 1, 0]])), 0.5 * (0.16 + 0.04) / 2)
 
 
+def test_the_scores_share_of_what_is_to_come() -> None:
+    """By hand: with scores alone it is all; with a penalty of 1 at the first token the rewards to come are
+    (1, 2) and (4 - 1, 4), of variance 1.25, and of the scores alone (2, 2) and (4, 4), of variance 1."""
+    mask, scores = torch.ones(2, 2), torch.tensor([2.0, 4.0])
+    kl = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    free, penalised = (ppo_math.token_rewards(scores, kl, mask, weight) for weight in (0.0, 1.0))
+    close(ppo_math.scores_share(scores, free, mask, 1.0), 1.0)
+    close(ppo_math.scores_share(scores, penalised, mask, 1.0), 1.0 / 1.25)
+    assert ppo_math.scores_share(torch.zeros(2), torch.zeros(2, 2), mask, 1.0).isnan()
+
+
 def test_explained_variance() -> None:
     returns, mask = torch.tensor([[1.0, 3.0, 5.0, NAN]]), torch.tensor([[1, 1, 1, 0]])
     close(ppo_math.explained_variance(returns, returns, mask), 1.0)

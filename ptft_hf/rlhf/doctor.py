@@ -142,9 +142,11 @@ def answers_collapse(history: History, config: PPOConfig) -> Finding | None:
 
 
 def critic_useless(history: History, config: PPOConfig) -> Finding | None:
-    """After a warm-up a critic explains some of the returns; at 0 a constant would do as well."""
+    """After a warm-up a critic explains some of the returns; at 0 a constant would do as well. Not where most of what
+    the returns differ by is the noise of the KL penalty's estimate: nothing is to be explained there."""
     variance = last(history, "val/explained_variance", WARM_UP // 2)
-    if len(history) < WARM_UP or not variance < 0.05:
+    noise = last(history, "val/scores_share", WARM_UP // 2) < 0.5
+    if len(history) < WARM_UP or noise or not variance < 0.05:
         return None
     return Finding(
         "critic_useless",

@@ -344,6 +344,7 @@ class Run:
         given = ppo_math.penalised_scores(given, made.ended, config.missing_eos_penalty)
         kl = ppo_math.kl_per_token(policy, reference, mask, config.kl_estimator)
         rewards = ppo_math.token_rewards(given, kl, mask, self.controller.value)
+        share = ppo_math.scores_share(given, rewards, mask, config.gamma).item()
         if config.whiten_rewards:
             rewards = ppo_math.masked_whiten(rewards, mask, shift_mean=False)
         advantages, returns = ppo_math.gae(rewards, values, mask, config.gamma, config.lam)
@@ -353,6 +354,7 @@ class Run:
             "objective/entropy": -policy.sum(1).mean().item(),
             "policy/entropy_avg": ppo_math.masked_mean(entropy, mask).item(),
             "val/explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
+            "val/scores_share": share,
         }
         return Experience(made, given, policy, values, kl, advantages, returns), figures
 

@@ -192,3 +192,15 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     _, unexplained = masked_moments(returns - values, mask)
     _, variance = masked_moments(returns, mask)
     return torch.where(variance > 0, 1 - unexplained / variance, torch.nan)
+
+
+def scores_share(scores: Tensor, rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """How much of the variance of the discounted rewards to come ``[B, T]`` the scores ``[B]`` alone have; a scalar.
+
+    What is left is the KL penalty's estimate on sampled tokens, which is mostly noise: no critic can know it
+    beforehand. NaN where all rewards to come are the same.
+    """
+    alone = token_rewards(scores, torch.zeros_like(rewards), mask, 0.0)
+    _, of_scores = masked_moments(gae(alone, torch.zeros_like(rewards), mask, gamma, 1.0)[1], mask)
+    _, of_all = masked_moments(gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)[1], mask)
+    return torch.where(of_all > 0, of_scores / of_all, torch.nan)
