@@ -249,9 +249,7 @@ def _code(facts: Mapping[str, Any], folder: str, is_peft: bool, reader: str) -> 
         calls=calls,
         grown=GROWN.format(**facts["added_tokens"]) if facts.get("added_tokens") else "",
         also=", BitsAndBytesConfig" if quantization else "",
-        generating=GENERATING
-        if facts["auto_class"] in ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")
-        else "",
+        generating=GENERATING if facts["auto_class"] in ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM") else "",
         learning=ONE_LAYOUT if quantization and quantization.get("load_in_4bit") else "",
         in_float32=""
         if dtype == "float32" or quantization

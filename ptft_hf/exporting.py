@@ -140,9 +140,7 @@ class Judge:
             rows = trained._rows(None, None, "validation")
             self.labelled = True
         except DataError as error:
-            report.say(
-                f"- compared on two sample texts and on no metric, without the run's own data: {error}"
-            )
+            report.say(f"- compared on two sample texts and on no metric, without the run's own data: {error}")
             usage = trained.task.usage(trained.run["data"]["columns"], trained.run["model"]["max_length"])
             rows = datasets.Dataset.from_list([trained._row(i, text) for i, text in enumerate(usage.inputs)])
             self.labelled = False

@@ -22,9 +22,7 @@ LOGITS = 2**27
 def fitting(model: Any, batch_size: int, length: int) -> int:
     """``batch_size``, or as many rows of ``length`` tokens as a language model's logits leave memory for."""
     words = models.plain_model(model).get_output_embeddings()
-    return (
-        batch_size if words is None else max(1, min(batch_size, LOGITS // (length * words.weight.shape[0])))
-    )
+    return batch_size if words is None else max(1, min(batch_size, LOGITS // (length * words.weight.shape[0])))
 
 
 def first_logits(outputs: Any) -> torch.Tensor:

@@ -133,13 +133,13 @@ class TrainedModel:
             raise CheckpointError(f"{self.path}: this is no adapter but a whole model already")
         import copy
 
-        from ptft_hf.adapters import peft
+        from ptft_hf.adapters import peft_models
 
         quantized = bool(models.quantized_layers(self.model))
         model = self.on_base(base) if quantized else copy.deepcopy(self.model)
         try:
             with models.quiet():
-                merged = peft.merge(model)
+                merged = peft_models.merge(model)
         except (AttributeError, ValueError, NotImplementedError) as error:
             method = self.run["adapter"].get("peft_type", self.run["adapter"]["family"])
             raise CheckpointError(f"{self.path}: {method} cannot be merged on this model: {error}") from error

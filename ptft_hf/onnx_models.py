@@ -99,7 +99,9 @@ class OnnxModel(nn.Module):
         super().__init__()
         import onnxruntime
 
-        self.session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            str(folder / FILE), providers=["CPUExecutionProvider"]
+        )
         self.names = [value.name for value in self.session.get_inputs()]
         self.register_parameter("place", nn.Parameter(torch.empty(0)))  # says where inputs are to be
 

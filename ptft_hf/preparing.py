@@ -289,9 +289,7 @@ def describe(plan: Plan, ready: Ready, arguments: Any, trainer: Any, attention: 
     shown = inspecting.rows_of(
         ready.task, ready.splits.train, ready.encoded["train"], ready.tokenizer, EXAMPLES
     )
-    inspecting.show(
-        report.messages, shown, limit=160, title="the first training rows as the model reads them"
-    )
+    inspecting.show(report.messages, shown, limit=160, title="the first training rows as the model reads them")
 
 
 EXAMPLES = 3

@@ -226,11 +226,7 @@ def sorted_by_length(encoded: Any) -> Any:
 
 def choose_attention(plan: Plan, ready: Ready, arguments: Any) -> models.AttentionByLength | None:
     """By length on a CPU, unless the user chose one for all."""
-    if (
-        arguments.device.type != "cpu"
-        or arguments.torch_compile
-        or "attn_implementation" in ready.facts["options"]
-    ):
+    if arguments.device.type != "cpu" or arguments.torch_compile or "attn_implementation" in ready.facts["options"]:
         return None
     drops = plan.adapter.trains_weights or plan.adapter.trunk_dropout
     return models.AttentionByLength(ready.model, ready.encoded["train"]["length"][:], drops=drops)
@@ -289,9 +285,7 @@ def final_metrics(
     metrics, details = {}, {}
     for name in evaluated:
         encoded = ready.encoded[name]
-        outputs = forward.shared_outputs(
-            ready.task, model, encoded, ready.tokenizer, BATCH_SIZE, progress=True
-        )
+        outputs = forward.shared_outputs(ready.task, model, encoded, ready.tokenizer, BATCH_SIZE, progress=True)
         targets = ready.task.targets(encoded)
         if name == "validation":
             for note in ready.task.after_training(outputs, targets):

@@ -38,12 +38,7 @@ class Answering(TaskDefaults):
     def __init__(self, recipe: CustomTaskRecipe) -> None:
         self.recipe = recipe
         self.labels: list[str] = []
-        self.options: dict[str, Any] = {
-            "mask": "attention",
-            "template": "once",
-            "end": True,
-            **recipe.options,
-        }
+        self.options: dict[str, Any] = {"mask": "attention", "template": "once", "end": True, **recipe.options}
 
     def look_at(self, splits: Any) -> list[str]:
         return []

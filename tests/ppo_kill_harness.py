@@ -49,15 +49,7 @@ def prepare(folder: Path, episodes: int) -> Callable[[str], Command]:
     fixed = ["--policy", str(policy), "--reward", "tests.ppo_runs:share_of_good", "--task", str(task)]
     settings = {**SETTINGS, "total_episodes": episodes}
     sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    return lambda name: [
-        "ppo",
-        *fixed,
-        *sets,
-        "--adapter",
-        "lora/r8_attention",
-        "--output",
-        str(folder / name),
-    ]
+    return lambda name: ["ppo", *fixed, *sets, "--adapter", "lora/r8_attention", "--output", str(folder / name)]
 
 
 def outcome(folder: Path) -> dict[str, Any]:

@@ -53,9 +53,7 @@ def run(base: Path, adapter: Any, folder: Path, **settings: Any) -> ptft_hf.Trai
 # --- training ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["bert", "t5", pytest.param("gpt2", marks=SLOW), pytest.param("bart", marks=SLOW)]
-)
+@pytest.mark.parametrize("name", ["bert", "t5", pytest.param("gpt2", marks=SLOW), pytest.param("bart", marks=SLOW)])
 def test_new_rows_begin_at_the_mean_of_all_others(name: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     base = transformers.AutoModel.from_pretrained(checkpoint(name)).get_input_embeddings().weight
     _, ready = build(
@@ -130,9 +128,7 @@ def test_other_kinds_of_lora_keep_them_too(adapter: str, checkpoint: Checkpoint,
     assert comparison["max_logit_difference"] < 1e-4
 
 
-def test_plain_peft_loses_the_new_rows_or_saves_the_whole_table(
-    checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_plain_peft_loses_the_new_rows_or_saves_the_whole_table(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """The trap (UPSTREAM.md): the embeddings are in no adapter unless they all are."""
 
     def grown() -> Any:
@@ -168,9 +164,7 @@ def test_an_adapter_is_trained_further_with_the_same_tokens_alone(
     one, other = (model.model.get_parameter(name) for model in (first, again))
     assert torch.allclose(one, other, atol=1e-6)
     task = recipe(add_tokens=TOKENS[::-1])
-    with pytest.raises(
-        AdapterError, match=r"added tokens \['\[E1\]', 'Aspirin'\], and the task has \['Aspirin"
-    ):
+    with pytest.raises(AdapterError, match=r"added tokens \['\[E1\]', 'Aspirin'\], and the task has \['Aspirin"):
         build(checkpoint("bert"), DATA, tmp_path / "other", task=task, adapter=str(tmp_path / "first"))
 
 
@@ -206,9 +200,7 @@ def test_methods_that_cannot_keep_new_rows_are_refused(
         build(checkpoint("bert"), DATA, tmp_path, task=recipe(add_tokens=TOKENS), adapter=adapter)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "message"), [(["a", "a"], "'a' is named twice"), ([" "], "' ' is no token")]
-)
+@pytest.mark.parametrize(("tokens", "message"), [(["a", "a"], "'a' is named twice"), ([" "], "' ' is no token")])
 def test_a_recipe_s_tokens_are_checked(tokens: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_task("sequence_classification/sst2", {"add_tokens": tokens})

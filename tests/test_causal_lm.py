@@ -52,9 +52,7 @@ def rows_of(texts: list[str], documents: list[str] | None = None) -> datasets.Da
 def test_blocks_hold_every_token_once_with_an_end_token_after_each_document() -> None:
     tokenizer = make_tokenizer("gpt2")
     texts = books(3, 5)
-    encoded, long = task(separator=" ").encode(
-        rows_of(texts, [f"b{i // 5}" for i in range(15)]), tokenizer, 16
-    )
+    encoded, long = task(separator=" ").encode(rows_of(texts, [f"b{i // 5}" for i in range(15)]), tokenizer, 16)
     stream = []
     for b in range(3):
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts[5 * b : 5 * b + 5]]
@@ -100,9 +98,7 @@ def test_labels_do_not_lead_from_one_document_to_the_next() -> None:
     encoded, _ = it.encode(rows_of(["the film", "a story", "the plot"]), tokenizer, 6)
     rows = encoded.to_list()
     assert [row["segments"] for row in rows] == [[0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
-    film, story, plot = (
-        tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in ("film", "story", "plot")
-    )
+    film, story, plot = (tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in ("film", "story", "plot"))
     the, a = (tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in ("the", "a"))
     assert [row["labels"] for row in rows] == [[the, film, END, -100, a, story], [END, -100, the, plot, END]]
 
@@ -126,9 +122,7 @@ def test_a_document_in_a_block_is_as_if_it_were_alone(name: str, attention: str)
             at = np.flatnonzero(segments == segment)
             with torch.no_grad():
                 alone = model(torch.tensor([row["input_ids"]])[:, at]).logits[0]
-            assert (
-                alone - logits[at]
-            ).abs().max().item() < 2e-6  # fp32: other shapes are summed in another order
+            assert (alone - logits[at]).abs().max().item() < 2e-6  # fp32: other shapes are summed in another order
     # In the same shape, to the last bit: other documents may hold anything.
     other = {**batch, "input_ids": batch["input_ids"].clone()}
     segments = torch.tensor(rows[0]["segments"])
@@ -169,8 +163,7 @@ def test_masks_and_positions_by_hand() -> None:
     found = apart(torch.tensor([[0, 0, 1, 1, -100]]))
     least = torch.finfo(torch.float32).min
     seen = torch.tensor(
-        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]],
-        dtype=torch.bool,
+        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]], dtype=torch.bool
     )
     assert torch.equal(found["attention_mask"][0, 0], torch.zeros(5, 5).masked_fill(~seen, least))
     assert found["position_ids"].tolist() == [[0, 1, 0, 1, 0]]

@@ -139,10 +139,7 @@ def test_a_model_from_nothing_learns_and_continues_texts(nothing: Path, tmp_path
     assert model.tokenizer.pad_token_id != model.tokenizer.eos_token_id
     assert model.model.config.eos_token_id == model.tokenizer.eos_token_id
     assert record["metrics"]["test"]["perplexity"] < 20
-    assert (
-        record["metrics"]["test"]["token_accuracy"]
-        > record["report"]["test"]["chance"]["token_accuracy"] + 0.2
-    )
+    assert record["metrics"]["test"]["token_accuracy"] > record["report"]["test"]["chance"]["token_accuracy"] + 0.2
     (answer,) = model.predict(["this story"])
     assert answer["continuation"].startswith((" was", " is"))
     result = model.evaluate(corpus(train=16, paragraphs=12))

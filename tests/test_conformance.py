@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conformance import record
-from tests.conformance.matrix import ARCHITECTURES, AUTO, METHODS, Cell, cells
+from tests.conformance.matrix import ARCHITECTURES, FAMILIES, METHODS, Cell, cells
 from tests.conformance.running import Watch, run_cell
 
 # PEFT asks a transformers model for an attribute that was renamed, and warns of norms that it wraps as named.
@@ -36,7 +36,7 @@ def test_a_cell_is_as_recorded(cell: Cell, tmp_path: Path) -> None:
 
 def test_the_matrix_is_as_wide_as_promised() -> None:
     assert len(ARCHITECTURES) >= 25
-    assert len(AUTO) == 5
+    assert len(FAMILIES) == 5
     assert len(METHODS) >= 14
     assert len(cells()) == len(set(cells())) >= 800
 
@@ -65,10 +65,10 @@ def test_what_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     import torch
 
     from ptft_hf import inference
-    from ptft_hf.adapters import peft
+    from ptft_hf.adapters import peft_models
 
     cell = Cell("bert", "sequence_classification", "lora/r8_attention")
-    load, merge = inference.load_weights, peft.merge
+    load, merge = inference.load_weights, peft_models.merge
 
     def other_weights(*args: Any, **kwargs: Any) -> Any:
         model = load(*args, **kwargs)
@@ -81,8 +81,8 @@ def test_what_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     for name, change, problem in (
         ("ptft_hf.inference.load_weights", other_weights, "differ"),
-        ("ptft_hf.adapters.peft.merge", not_merged, "merged, its logits are"),
-        ("ptft_hf.adapters.peft.unload", merge, "unloaded, its weights are others"),
+        ("ptft_hf.adapters.peft_models.merge", not_merged, "merged, its logits are"),
+        ("ptft_hf.adapters.peft_models.unload", merge, "unloaded, its weights are others"),
         ("ptft_hf.training.checkpoints.prove", refused, "cannot be had"),
     ):
         with monkeypatch.context() as patch:

@@ -70,13 +70,7 @@ def test_repeated_lines_go_and_empty_ones_stay() -> None:
 def test_a_document_is_held_out_whole() -> None:
     texts = [f"text {i}" for i in range(60)]
     table = datasets.Dataset.from_dict({"text": texts, "document": [f"book {i // 6}" for i in range(60)]})
-    fields = {
-        "columns": {},
-        "required": ("text",),
-        "optional": ("document",),
-        "seed": 1,
-        "label_column": None,
-    }
+    fields = {"columns": {}, "required": ("text",), "optional": ("document",), "seed": 1, "label_column": None}
     splits = data.load_splits(table, **fields, group_column="document")
     books = [set(getattr(splits, name)["document"]) for name in ("train", "validation", "test")]
     assert [len(found) for found in books] == [8, 1, 1]

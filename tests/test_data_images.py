@@ -54,9 +54,7 @@ def folder_of_images(root: Path, sizes: dict[str, int]) -> Path:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_idx_files_give_their_images_and_labels(tmp_path: Path, packed: bool) -> None:
-    files = {
-        name: write_pair(tmp_path, name, count, packed=packed) for name, count in (("train", 8), ("test", 4))
-    }
+    files = {name: write_pair(tmp_path, name, count, packed=packed) for name, count in (("train", 8), ("test", 4))}
     files["test"].reverse()
     source = DataSource(path="idx", data_files=files)
     splits = data.load_splits(source, **WANTED)
@@ -84,10 +82,7 @@ GOOD = idx(np.zeros((2, 3, 3), np.uint8))
         (b"", "not an idx file: it begins with nothing"),
         (b"\0\0\x07\x01", "not an idx file"),
         (GOOD[:7], "ends within its header, after 7 bytes"),
-        (
-            GOOD[:-1],
-            "33 bytes, and its header, which says 2 x 3 x 3 values, asks for 34; is it the whole file",
-        ),
+        (GOOD[:-1], "33 bytes, and its header, which says 2 x 3 x 3 values, asks for 34; is it the whole file"),
         (GOOD + b"\0", "35 bytes"),
         (gzip.compress(GOOD, mtime=0)[:-9], "cannot be read"),
     ],

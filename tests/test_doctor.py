@@ -104,9 +104,8 @@ def test_what_looks_alike_and_is_none() -> None:
         names(series(explained_variance=lambda i: None)) == []
     )  # all returns are the same: nothing to explain
     assert names(series(explained_variance=lambda i: -5.0 if i < 8 else 0.3)) == []  # it has learnt since
-    assert (
-        names(series(explained_variance=lambda i: -0.3, scores_share=lambda i: 0.2)) == []
-    )  # noise of the KL
+    noise = {"explained_variance": lambda i: -0.3, "scores_share": lambda i: 0.2}
+    assert names(series(**noise)) == []  # of the KL's estimate: nothing to explain either
     both = {"scores": lambda i: 0.5 + 0.02 * i, "judge": lambda i: 0.5 + 0.001 * i}
     assert names(series(**both)) == []  # the judge rises, too, if slowly
 

@@ -26,9 +26,7 @@ from tests.runs import short_run
 # PEFT asks a transformers model for an attribute that was renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 MISSING = [name for name in onnx_models.PACKAGES if importlib.util.find_spec(name) is None]
-needs_onnx = pytest.mark.skipif(
-    bool(MISSING), reason=f"an extra (onnx) is not installed: {', '.join(MISSING)}"
-)
+needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"an extra (onnx) is not installed: {', '.join(MISSING)}")
 SLOW = pytest.mark.slow
 Checkpoint = Callable[[str], Path]
 
@@ -251,9 +249,7 @@ def test_a_tagger_under_onnx(checkpoint: Checkpoint, tmp_path: Path) -> None:
         settings={"max_steps": 4, "bf16": False},
     )
     found = exporting.export(tmp_path / "run", tmp_path / "exported", to="onnx")
-    assert (
-        found["max_logit_difference"] < 1e-4 and found["metric"] is None
-    )  # data given in Python is not kept
+    assert found["max_logit_difference"] < 1e-4 and found["metric"] is None  # data given in Python is not kept
 
 
 # ---- the command line ----

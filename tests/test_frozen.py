@@ -177,7 +177,9 @@ OUT_OF_USE = {
 FAST = ("gpt2", "deberta-v2")
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else SLOW) for n in SIZES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else SLOW) for n in SIZES]
+)
 def test_every_architecture_is_equal_with_it_or_does_without(
     name: str, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
@@ -222,10 +224,7 @@ def test_dropout_in_frozen_layers_is_seen_and_said(
 ) -> None:
     trainer = trained(checkpoint("bert"), tmp_path, "partial/head_only", **{"adapter.trunk_dropout": True})
     assert trainer.layers_computed_once == 0
-    assert (
-        "computed anew in every epoch: the frozen layers draw random numbers (dropout)"
-        in capfd.readouterr().err
-    )
+    assert "computed anew in every epoch: the frozen layers draw random numbers (dropout)" in capfd.readouterr().err
 
 
 def test_the_activations_must_fit_all_or_none(

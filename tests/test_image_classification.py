@@ -38,11 +38,7 @@ FAST = {("resnet", "full/default"), ("resnet", "lora/r16_all_linear")}
 CELLS = [
     *(("vit", method) for method in ("lora/r8_attention", "lora/dora", "vera/r256", "ln_tuning/default")),
     *(("vit", method) for method in ("adalora/r12_to_8", "oft/block32", "bottleneck/pfeiffer")),
-    *(
-        (name, method)
-        for name in ("vit", "resnet")
-        for method in ("partial/top_2_layers", "partial/bias_only")
-    ),
+    *((name, method) for name in ("vit", "resnet") for method in ("partial/top_2_layers", "partial/bias_only")),
     *((name, method) for name in SIZES for method in ("full/default", "lora/r16_all_linear")),
 ]
 
@@ -122,9 +118,7 @@ def test_the_matrix_is_as_wide_as_promised() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["vit", pytest.param("resnet", marks=pytest.mark.slow)])
-def test_a_model_of_random_weights_is_trained_saved_and_trained_further(
-    architecture: str, tmp_path: Path
-) -> None:
+def test_a_model_of_random_weights_is_trained_saved_and_trained_further(architecture: str, tmp_path: Path) -> None:
     sizes = {f"model.{name}": value for name, value in SIZES[architecture].items()}
     scratch: Any = f"config:{architecture}"
     first = run(scratch, "full/default", tmp_path / "first", **sizes)
@@ -155,12 +149,7 @@ def finished(images_of: Callable[[str], Path], tmp_path_factory: pytest.TempPath
         task=root / "task.yaml",
         adapter="lora/r8_attention",
         output_dir=root / "run",
-        settings={
-            "num_train_epochs": 3,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 0.01,
-            "warmup_steps": 0,
-        },
+        settings={"num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 0.01, "warmup_steps": 0},
     )
     return root / "run"
 
@@ -244,9 +233,7 @@ def test_the_cards_lines_for_upstreams_libraries_give_the_same_logits(channels: 
     picture = pictures(1, 4)["image"][0]
     picture.save(tmp_path / "photo.png")
     model = ptft_hf.load(tmp_path / "run")
-    (encoded,) = model.task.encode(datasets.Dataset.from_dict({"image": [picture]}), model.tokenizer, 1)[
-        0
-    ].to_list()
+    (encoded,) = model.task.encode(datasets.Dataset.from_dict({"image": [picture]}), model.tokenizer, 1)[0].to_list()
     with torch.no_grad():
         expected = model.model(**model.task.collator(model.tokenizer)([encoded])).logits
     own = own.replace("print(model.predict(", "answers = (model.predict(")
@@ -302,9 +289,7 @@ def test_from_nothing_images_keep_a_size_that_they_share(
     """Pillow says width first. A configuration's own size comes before."""
     task: Any = tasks.build(recipe())
     table = datasets.Dataset.from_dict({"image": [Image.new("L", size) for size in sizes]})
-    reader, notes = task.reader_from_nothing(
-        "config:resnet", transformers.ResNetConfig(num_channels=1), table
-    )
+    reader, notes = task.reader_from_nothing("config:resnet", transformers.ResNetConfig(num_channels=1), table)
     assert (reader.size["height"], reader.size["width"]) == read
     assert bool(notes) == (read != (224, 224))
     reader, notes = task.reader_from_nothing("config:vit", transformers.ViTConfig(image_size=16), table)
@@ -350,17 +335,9 @@ def test_a_frozen_networks_running_means_stay_the_bases(
 @pytest.mark.parametrize(
     ("architecture", "method", "message"),
     [
-        (
-            "resnet",
-            "lora/r8_attention",
-            "no linear query and value projections to adapt; it has convolutions alone",
-        ),
+        ("resnet", "lora/r8_attention", "no linear query and value projections to adapt; it has convolutions alone"),
         ("resnet", "bottleneck/pfeiffer", "ResNetForImageClassification have no one hidden size"),
-        (
-            "vit",
-            "prompt/tokens20",
-            "stands before the tokens of a text, and ViTForImageClassification reads pixel",
-        ),
+        ("vit", "prompt/tokens20", "stands before the tokens of a text, and ViTForImageClassification reads pixel"),
         ("vit", "prefix/tokens20", "stands before the tokens of a text"),
     ],
 )
@@ -372,9 +349,7 @@ def test_methods_that_do_not_fit_are_refused_by_name(
     assert not (tmp_path / "run").exists()
 
 
-def test_data_and_models_that_do_not_fit_are_refused(
-    images_of: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_data_and_models_that_do_not_fit_are_refused(images_of: Callable[[str], Path], tmp_path: Path) -> None:
     texts = datasets.Dataset.from_list([{"image": "a.png", "label": "x"}, {"image": "b.png", "label": "y"}])
     data = datasets.DatasetDict(train=texts, validation=texts, test=texts)
     with pytest.raises(DataError, match="image: the column holds string, not images; use path: imagefolder"):

@@ -235,7 +235,9 @@ QUESTIONS = [
 def answering(base: Path, *, family: str = "Answering", max_length: int = 32, **options: Any) -> Any:
     """What the inspector finds in the questions, as a run of this family would have them."""
     task = build(
-        recipes.task_from_dict({"name": "own", "family": f"tests.answering:{family}", "options": options})
+        recipes.task_from_dict(
+            {"name": "own", "family": f"tests.answering:{family}", "options": options}
+        )
     )
     bare = skeleton(str(base), task.auto_class, {})
     tokenizer = models.load_tokenizer(str(base))
@@ -284,9 +286,7 @@ def test_an_end_token_that_is_never_trained_is_refused(checkpoint: Callable[[str
     assert problem.startswith("the end token ('</s>') is never trained")
 
 
-def test_targets_that_are_all_cut_off_train_nothing_and_are_refused(
-    checkpoint: Callable[[str], Path],
-) -> None:
+def test_targets_that_are_all_cut_off_train_nothing_and_are_refused(checkpoint: Callable[[str], Path]) -> None:
     found = answering(checkpoint("mistral"), max_length=4)
     assert found.data == [
         "nothing is trained: all labels of the 8 training rows looked into are -100; does the part that is to be "
@@ -369,9 +369,7 @@ class FixedClasses(SequenceClassification):
 
 def test_a_tag_that_no_word_carries_is_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     task = recipes.task_from_dict({"name": "own", "family": f"{__name__}:MoreTypes"})
-    with pytest.raises(
-        DataError, match="no word carries 'B-place' or 'I-place': the model would have a label"
-    ):
+    with pytest.raises(DataError, match="no word carries 'B-place' or 'I-place': the model would have a label"):
         train(checkpoint("bert"), task, ENTITIES, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -401,9 +399,7 @@ def test_more_truncated_inputs_than_the_recipe_allows_are_refused(
     recipe = recipes.SequenceClassificationRecipe(
         name="t", family="sequence_classification", model={"max_length": 6}, max_truncated=0.4
     )
-    message = (
-        r"train: 1 of 2 inputs \(50%\) lose their end, and max_truncated allows 40%; raise model.max_length"
-    )
+    message = r"train: 1 of 2 inputs \(50%\) lose their end, and max_truncated allows 40%; raise model.max_length"
     with pytest.raises(DataError, match=message):
         train(checkpoint("bert"), recipe, TEXTS, tmp_path / "run")
     for share in (0.5, 1.0):
@@ -414,9 +410,7 @@ def test_more_truncated_inputs_than_the_recipe_allows_are_refused(
 
 
 def test_windows_lose_nothing_and_are_not_counted_as_truncated() -> None:
-    task = build(
-        recipes.TokenClassificationRecipe(name="t", family="token_classification", max_truncated=0.0)
-    )
+    task = build(recipes.TokenClassificationRecipe(name="t", family="token_classification", max_truncated=0.0))
     found = inspecting.Findings([], [], [])
     checks._truncated(task, 2, 2, found)
     assert found.data == []
@@ -501,9 +495,7 @@ def test_a_run_shows_the_same_rows_before_its_first_step(
     tmp_path: Path,
 ) -> None:
     base = ["--model", checkpoint("bert"), "--task", task_file]
-    done = ptft(
-        "train", *base, "--adapter", "full/default", "--output", tmp_path / "run", "--set", "max_steps=1"
-    )
+    done = ptft("train", *base, "--adapter", "full/default", "--output", tmp_path / "run", "--set", "max_steps=1")
     assert done.code == 0, done.err
     shown = ptft("inspect", *base, "--rows", 3).out.splitlines()[1:]
     assert all(line in done.err.splitlines() for line in shown if len(line) < 70)
@@ -524,9 +516,7 @@ def test_what_begins_from_nothing_is_shown_by_a_tokenizer_of_its_corpus(
     done = ptft(*digits, "--set", "model.image_size=8", "--set", "model.num_channels=1", "--rows", 1)
     assert done.code == 0, done.err
     assert "image of 8 x 8 pixels (L), read as 1 x 8 x 8" in done.out
-    (tmp_path / "labels.yaml").write_text(
-        f"family: sequence_classification\n{source}columns: {{label: document}}\n"
-    )
+    (tmp_path / "labels.yaml").write_text(f"family: sequence_classification\n{source}columns: {{label: document}}\n")
     done = ptft("inspect", "--model", "config:bert", "--task", tmp_path / "labels.yaml")
     assert done.code == 2
     assert "random weights know nothing that" in done.err

@@ -88,9 +88,7 @@ def test_what_is_hidden_is_replaced_80_10_10() -> None:
     by_chance = 1 / len(others)  # a random token may be the very one
     for count, share in ((masked, 0.8), (same, 0.1 + 0.1 * by_chance), (random, 0.1 * (1 - by_chance))):
         assert abs(count - share * n) < 4 * math.sqrt(n * share * (1 - share))
-    drawn = Counter(
-        inputs[positions][(inputs[positions] != 4) & (inputs[positions] != ids[positions])].tolist()
-    )
+    drawn = Counter(inputs[positions][(inputs[positions] != 4) & (inputs[positions] != ids[positions])].tolist())
     assert set(drawn) == set(others.tolist())  # never a special token, and each of the others
 
 
@@ -154,12 +152,7 @@ def test_words_are_those_of_the_text(kind: str) -> None:
 def test_special_tokens_in_a_text_are_never_hidden() -> None:
     tokenizer = make_tokenizer("bert")
     (tokens,) = corpora.tokenize(["the <mask> film </s>"], tokenizer)
-    assert tokens.words.tolist() == [0, -1, 2, -1] or (tokens.words < 0).tolist() == [
-        False,
-        True,
-        False,
-        True,
-    ]
+    assert tokens.words.tolist() == [0, -1, 2, -1] or (tokens.words < 0).tolist() == [False, True, False, True]
 
 
 # --- inputs -----------------------------------------------------------------------------------------------
@@ -173,12 +166,8 @@ def test_packed_inputs_hold_every_token_of_a_document_once_and_no_other_document
     assert long == sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) > 30 for text in texts)
     inputs = [row["input_ids"] for row in encoded]
     assert all(ids[0] == 1 and ids[-1] == 2 and len(ids) <= 32 for ids in inputs)
-    whole = [
-        [i for text in texts[b * 7 : b * 7 + 7] for i in tokenizer(text)["input_ids"][1:-1]] for b in range(3)
-    ]
-    expected = [
-        [1, *part, 2] for book in whole for part in (book[i : i + 30] for i in range(0, len(book), 30))
-    ]
+    whole = [[i for text in texts[b * 7 : b * 7 + 7] for i in tokenizer(text)["input_ids"][1:-1]] for b in range(3)]
+    expected = [[1, *part, 2] for book in whole for part in (book[i : i + 30] for i in range(0, len(book), 30))]
     assert inputs == expected
     assert encoded["length"][:] == list(map(len, inputs))
     assert encoded["row"][:] == list(range(len(inputs)))
@@ -315,11 +304,7 @@ def test_a_split_of_one_document_is_said_aloud() -> None:
 
 def bert_for(tokenizer: Any, kind: str = "BertForPreTraining") -> Any:
     config = transformers.BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -365,9 +350,7 @@ def test_figures_do_not_depend_on_batches() -> None:
     labels = batch.pop("labels")
     with torch.no_grad():
         logits = model(**batch).logits
-    assert it.mean_loss(one, encoded) == pytest.approx(
-        F.cross_entropy(logits.flatten(0, 1), labels.flatten()).item()
-    )
+    assert it.mean_loss(one, encoded) == pytest.approx(F.cross_entropy(logits.flatten(0, 1), labels.flatten()).item())
     assert it.outcomes(one, None)[3] == pytest.approx(-one[3, 0] / one[3, 1])
     ids = Counter(i for row in encoded for i in row["input_ids"][1:-1])
     chance = it.report(one, it.targets(encoded))["chance"]["masked_accuracy"]
@@ -426,9 +409,7 @@ def test_masks_are_filled_with_the_likeliest_tokens() -> None:
     for mask, place in zip(answers[0]["masks"], places, strict=True):
         best = odds[place].topk(3)
         assert [entry["score"] for entry in mask] == pytest.approx(best.values.tolist(), rel=1e-4)
-        assert [entry["token"] for entry in mask] == [
-            tokenizer.decode([i]).strip() for i in best.indices.tolist()
-        ]
+        assert [entry["token"] for entry in mask] == [tokenizer.decode([i]).strip() for i in best.indices.tolist()]
     first, second = (mask[0]["token"] for mask in answers[0]["masks"])
     assert answers[0]["text"] == f"the {first} was {second} ."
     long = datasets.Dataset.from_list([it.input_row("good " * 40 + "[MASK]", [])])

@@ -190,9 +190,7 @@ def test_one_step_is_the_same_however_the_batch_is_cut(pairs: bool, tmp_path: Pa
         cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
         fields = {"next_sentence": True} if pairs else {"pack": False}
         folder = tmp_path / f"{size}x{accumulated}"
-        return build(
-            base, corpus(), folder, task=recipe(model={"max_length": 40}, **fields), **cut, **ONE_STEP
-        )
+        return build(base, corpus(), folder, task=recipe(model={"max_length": 40}, **fields), **cut, **ONE_STEP)
 
     trainer, ready = step(16, 1)
     collate = ready.task.collator(ready.tokenizer)
@@ -245,12 +243,7 @@ def test_a_resumed_run_is_the_unbroken_run(tmp_path: Path, checkpoint: Callable[
         f"family: masked_lm\ndata: {{path: json, data_files: {files}}}\nnext_sentence: true\n"
         "model: {max_length: 32}\n"
     )
-    settings = {
-        "eval_steps": 4,
-        "save_steps": 1,
-        "load_best_model_at_end": False,
-        "gradient_accumulation_steps": 1,
-    }
+    settings = {"eval_steps": 4, "save_steps": 1, "load_best_model_at_end": False, "gradient_accumulation_steps": 1}
     whole = place.run("whole", settings=settings)
     assert whole.run["training"]["steps"] >= 6
     for step in (whole.run["training"]["steps"] - 2,):  # in the middle of the second epoch
@@ -316,10 +309,7 @@ def test_a_model_from_nothing_learns_and_is_saved_whole(nothing: Path) -> None:
     assert record["model"]["reference"] == "config:bert"
     assert type(model.model).__name__ == "BertForPreTraining"
     assert model.model.config.vocab_size == len(model.tokenizer) < 300
-    assert (
-        record["metrics"]["test"]["masked_accuracy"]
-        > record["report"]["test"]["chance"]["masked_accuracy"] + 0.07
-    )
+    assert record["metrics"]["test"]["masked_accuracy"] > record["report"]["test"]["chance"]["masked_accuracy"] + 0.07
     assert record["metrics"]["test"]["perplexity"] < 0.5 * len(model.tokenizer)
     assert model.tokenizer.model_max_length == model.model.config.max_position_embeddings == 512
     assert any("a WordPiece tokenizer of" in note for note in record["notes"])
@@ -346,9 +336,7 @@ def test_the_cards_lines_give_the_same_tokens(nothing: Path, tmp_path: Path) -> 
 
 def test_a_model_from_nothing_is_fine_tuned_like_any_checkpoint(nothing: Path, tmp_path: Path) -> None:
     rows = [{"text": f"the film was {w} {i}", "label": w} for i in range(8) for w in ("good", "bad")]
-    files = {
-        name: str(write_rows(tmp_path / f"{name}.jsonl", rows)) for name in ("train", "validation", "test")
-    }
+    files = {name: str(write_rows(tmp_path / f"{name}.jsonl", rows)) for name in ("train", "validation", "test")}
     (tmp_path / "task.yaml").write_text(
         f"family: sequence_classification\ndata: {{path: json, data_files: {json.dumps(files)}}}\n"
     )
@@ -388,46 +376,20 @@ def test_configuration_and_tokenizer_are_taken_from_a_checkpoint(tmp_path: Path)
     assert trained.tokenizer.get_vocab() == make_tokenizer("roberta").get_vocab()
     first = load_plainly(base, base).get_input_embeddings().weight
     assert not torch.equal(trained.model.get_input_embeddings().weight, first)
-    named = run(
-        "config:bert", "full/default", tmp_path / "named", None, {"tokenizer": str(base)}, **SIZES_OF_BERT
-    )
+    named = run("config:bert", "full/default", tmp_path / "named", None, {"tokenizer": str(base)}, **SIZES_OF_BERT)
     assert named.tokenizer.get_vocab() == trained.tokenizer.get_vocab()
 
 
 @pytest.mark.parametrize(
     ("model", "method", "settings", "error", "message"),
     [
-        (
-            "config:bert",
-            "lora/r8_attention",
-            {},
-            RecipeError,
-            "config:bert has random weights: use full/default",
-        ),
+        ("config:bert", "lora/r8_attention", {}, RecipeError, "config:bert has random weights: use full/default"),
         ("config:bert", "partial/head_only", {}, RecipeError, "use full/default"),
         ("config:brt", "full/default", {}, ModelError, r"'brt' is no model type .*did you mean 'bert'"),
         ("config:", "full/default", {}, RecipeError, "config: what"),
-        (
-            "config:bert",
-            "full/default",
-            {"model.hiden_size": 8},
-            ModelError,
-            "hiden_size: BertConfig has no such",
-        ),
-        (
-            "config:bert",
-            "full/default",
-            {"model.hidden_size": 33},
-            ModelError,
-            "is not a multiple of the number of",
-        ),
-        (
-            "config:gpt2",
-            "full/default",
-            {},
-            ModelError,
-            "no AutoModelForMaskedLM for the architecture 'gpt2'",
-        ),
+        ("config:bert", "full/default", {"model.hiden_size": 8}, ModelError, "hiden_size: BertConfig has no such"),
+        ("config:bert", "full/default", {"model.hidden_size": 33}, ModelError, "is not a multiple of the number of"),
+        ("config:gpt2", "full/default", {}, ModelError, "no AutoModelForMaskedLM for the architecture 'gpt2'"),
         ("config:/nowhere/x", "full/default", {}, ModelError, "/nowhere/x"),
     ],
 )
@@ -459,9 +421,7 @@ def test_cleaning_is_listed_and_the_recipes_tokenizer_is_said_to_be_unused(
     trained = run(checkpoint("bert"), "full/default", tmp_path / "run", data, fields)
     notes = trained.run["notes"]
     assert "cleaning, train: white space changed 5 of 96 texts" in notes
-    (dropped,) = [
-        note for note in notes if note.startswith("cleaning, test: length of 20 or more characters")
-    ]
+    (dropped,) = [note for note in notes if note.startswith("cleaning, test: length of 20 or more characters")]
     left = trained.run["data"]["test"]["rows"]
     assert dropped.endswith(f": {48 - left} of 48 texts dropped")
     assert "tokenizer: the checkpoint's own is used; the recipe's is for models from nothing" in notes
@@ -482,7 +442,5 @@ def test_perplexity_may_choose_the_checkpoint_and_lower_is_better(
 ) -> None:
     settings_ = settings.complete({"metric_for_best_model": "perplexity"}, 1e-4, "loss")
     assert settings_["greater_is_better"] is False
-    with pytest.raises(
-        RecipeError, match="'f1' is not computed here; choose among loss, perplexity, masked_acc"
-    ):
+    with pytest.raises(RecipeError, match="'f1' is not computed here; choose among loss, perplexity, masked_acc"):
         run(checkpoint("bert"), "full/default", tmp_path / "other", metric_for_best_model="f1")

@@ -159,7 +159,7 @@ def test_a_prompt_is_trained_further_which_peft_refuses(checkpoint: Checkpoint, 
         peft.PeftModel.from_pretrained(base, str(tmp_path / "first"), is_trainable=True)
 
 
-def test_a_loaded_adapter_can_be_taken_out_again(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_an_adapter_can_be_taken_out_again(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """The base under it and its first head; PEFT fails beside a head of several layers."""
     for method in ("ia3/default", "prefix/tokens20", "prompt/tokens20", "bottleneck/pfeiffer"):
         wrapped = attached(checkpoint("roberta"), method)
@@ -168,6 +168,7 @@ def test_a_loaded_adapter_can_be_taken_out_again(checkpoint: Checkpoint, tmp_pat
         ).model
         unloaded = adapters.unload(wrapped)
         assert type(unloaded) is type(plain)
+        assert unloaded.config._attn_implementation == plain.config._attn_implementation
         assert unloaded.state_dict().keys() == plain.state_dict().keys()
         plain.load_state_dict(unloaded.state_dict())
         ids = torch.tensor([[1, 9, 10, 2]])

@@ -341,13 +341,7 @@ def test_accumulated_passes_are_one_larger_batch(llama: Path, tmp_path: Path) ->
              {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}]  # fmt: skip
     runs = [
         make_run(
-            llama,
-            tmp_path / str(i),
-            characters,
-            learning_rate=1e-3,
-            num_mini_batches=1,
-            total_episodes=16,
-            **size,
+            llama, tmp_path / str(i), characters, learning_rate=1e-3, num_mini_batches=1, total_episodes=16, **size
         )
         for i, size in enumerate(sizes)
     ]
@@ -369,12 +363,7 @@ def test_accumulated_passes_are_one_larger_batch(llama: Path, tmp_path: Path) ->
 def test_activations_computed_again_meet_the_same_adapter(llama: Path, tmp_path: Path) -> None:
     runs = [
         make_run(
-            llama,
-            tmp_path / str(on),
-            characters,
-            learning_rate=1e-3,
-            total_episodes=16,
-            gradient_checkpointing=on,
+            llama, tmp_path / str(on), characters, learning_rate=1e-3, total_episodes=16, gradient_checkpointing=on
         )
         for on in (False, True)
     ]

@@ -365,7 +365,8 @@ def test_in_batches_it_writes_what_it_writes_alone(
         assert [ended for _, ended in found] == [len(ids) < 8 for ids in expected]
 
 
-def test_beams_give_the_same_in_batches(writer: Callable[[str], Path]):
+def test_beams_give_the_same_in_batches(writer: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(generation, "READ_AT_ONCE", 2)
     for name in ("t5", "llama"):
         task, model, tokenizer = task_for(writer(name), generation={"max_new_tokens": 6, "num_beams": 3})
         rows = encoded_rows(task, tokenizer, [{"document": r["document"]} for r in reviews(5, longest=20)])
@@ -437,9 +438,7 @@ def test_ignored_labels_never_reach_decoding(writer: Callable[[str], Path]):
     with pytest.raises(OverflowError):
         tokenizer.batch_decode(encoded["labels"][:])
     assert all(isinstance(row.summary, str) for row in task.outputs(model, encoded, tokenizer, 3))
-    trained = "".join(
-        piece.text for piece in segments_of(task, encoded[0], tokenizer) if piece.mark == "trained"
-    )
+    trained = "".join(piece.text for piece in segments_of(task, encoded[0], tokenizer) if piece.mark == "trained")
     assert trained.split() == f"{reviews(3)[0]['summary']} </s>".split()
 
 
@@ -503,9 +502,7 @@ def test_of_several_references_the_best_counts_for_each_variant():
 def test_sentences_are_compared_one_by_one_in_rougelsum_alone():
     one, other = "The cat sat. The dog ran!", "The dog ran! The cat sat."
     assert rouge.in_sentences(one) == "The cat sat.\nThe dog ran!"
-    assert (
-        rouge.in_sentences('He said "no." Then 5 left, e.g. two.') == 'He said "no."\nThen 5 left, e.g. two.'
-    )
+    assert rouge.in_sentences('He said "no." Then 5 left, e.g. two.') == 'He said "no."\nThen 5 left, e.g. two.'
     found = rouge.rouge(one, [other])
     assert found["rougeLsum"] == 1
     assert found["rougeL"] == pytest.approx(1 / 2)
@@ -533,14 +530,7 @@ def test_metrics_report_and_outcomes_by_hand():
     outputs = [*written("the cat sat on the mat"), *written(" ", "a b", cut_off=True)]
     targets = Targets(["doc"] * 3, [["the cat was on the mat"], ["x"], ["a b", "q"]])
     metrics = task.metrics(outputs, targets)
-    assert list(metrics) == [
-        *rouge.VARIANTS,
-        "length_ratio",
-        "copied_ngrams",
-        "repetition",
-        "empty",
-        "cut_off",
-    ]
+    assert list(metrics) == [*rouge.VARIANTS, "length_ratio", "copied_ngrams", "repetition", "empty", "cut_off"]
     assert metrics["rouge1"] == pytest.approx((5 / 6 + 0 + 1) / 3)
     assert (metrics["empty"], metrics["cut_off"]) == pytest.approx((1 / 3, 2 / 3))
     assert metrics["length_ratio"] == pytest.approx(8 / (6 + 1 + 1.5))

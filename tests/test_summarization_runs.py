@@ -83,9 +83,7 @@ def test_what_is_saved_is_what_was_trained(
     assert loaded.model.generation_config.max_new_tokens == 8
     answers = trained.predict(TEXTS)
     assert loaded.predict(TEXTS, batch_size=4) == answers
-    assert len({answer["summary"] for answer in answers}) > (
-        architecture != "pegasus"
-    )  # a random one says one thing
+    assert len({answer["summary"] for answer in answers}) > (architecture != "pegasus")  # a random one says one thing
     loaded.task.fields["use_cache"] = False
     assert loaded.predict(TEXTS) == answers
     if method not in METHODS:
@@ -119,9 +117,7 @@ def test_a_language_model_has_no_head_to_train_alone(
     writer: Callable[[str], Path],  # noqa: F811
     tmp_path: Path,
 ):
-    with pytest.raises(
-        AdapterError, match=r"would train nothing, since all of LlamaForCausalLM is pretrained"
-    ):
+    with pytest.raises(AdapterError, match=r"would train nothing, since all of LlamaForCausalLM is pretrained"):
         run(writer("llama"), "partial/head_only", tmp_path / "run")
     with pytest.raises(AdapterError, match="would stand behind 20 of the prompt's"):
         run(writer("llama"), "prompt/tokens20", tmp_path / "run")
@@ -161,9 +157,7 @@ def test_one_step_is_the_same_however_the_batch_is_cut(
 ):
     """Micro-batches with unequal counts of tokens (trap 1), against one batch in plain PyTorch."""
     rows = [{**row, "summary": "the film " * (1 + i % 4)} for i, row in enumerate(reviews(16))]
-    data = datasets.DatasetDict(
-        dict.fromkeys(("train", "validation", "test"), datasets.Dataset.from_list(rows))
-    )
+    data = datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), datasets.Dataset.from_list(rows)))
 
     def step(size: int, steps: int) -> Any:
         settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, **ONE_STEP}
@@ -375,9 +369,7 @@ def test_a_model_of_a_gguf_file_can_be_saved(real_data: Path, tmp_path: Path):
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name].float(), after[name]) for name in before)
     del model, ours, before, after
-    rows = [
-        json.loads(line) for line in (real_data / "scitldr" / "train.jsonl").read_text("utf-8").splitlines()
-    ]
+    rows = [json.loads(line) for line in (real_data / "scitldr" / "train.jsonl").read_text("utf-8").splitlines()]
     table = datasets.Dataset.from_list([{n: r[n] for n in ("document", "summary")} for r in rows[:2]])
     data = datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), table))
     trained = ptft_hf.train(

@@ -89,12 +89,7 @@ def test_without_optuna_the_command_says_what_to_install(ptft: Ptft, task_file: 
 def search(base: Path, output: Path, *ranges: str, trials: int = 2, **settings: Any) -> Any:
     from ptft_hf.tuning import searching
 
-    given = {
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": 8,
-        "warmup_steps": 0,
-        "bf16": False,
-    } | settings
+    given = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "warmup_steps": 0, "bf16": False} | settings
     return searching.tune(
         model=str(base),
         task=recipe(),

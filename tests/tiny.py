@@ -152,8 +152,8 @@ def make_checkpoint(
         del ids["pad_token_id"]
     positions = "n_positions" if name == "gpt2" else "max_position_embeddings"
     ids |= {} if name in ("t5", "mt5", "xlnet") else {positions: 72}
-    two = name in ("bart", "t5", "mbart", "mt5", "pegasus")
-    ids |= {"decoder_start_token_id": 2, "forced_eos_token_id": None} if two else {}
+    if transformers.AutoConfig.for_model(name).is_encoder_decoder:
+        ids |= {"decoder_start_token_id": 2, "forced_eos_token_id": None}
     config = transformers.AutoConfig.for_model(
         name, vocab_size=len(tokenizer), **{**(sizes or SIZES[name]), **ids, **overrides}
     )

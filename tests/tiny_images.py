@@ -11,9 +11,7 @@ import numpy as np
 from PIL import Image
 
 SIZE = 32
-TRANSFORMER = dict(
-    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=SIZE
-)
+TRANSFORMER = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=SIZE)
 SIZES: dict[str, dict[str, Any]] = {
     "vit": dict(**TRANSFORMER, patch_size=8),
     "deit": dict(**TRANSFORMER, patch_size=8),
@@ -41,7 +39,9 @@ SIZES: dict[str, dict[str, Any]] = {
     ),
     "mobilenet_v2": dict(depth_multiplier=0.25, image_size=SIZE),
     "regnet": dict(embedding_size=8, hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1], groups_width=8),
-    "poolformer": dict(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_encoder_blocks=4, mlp_ratio=2.0),
+    "poolformer": dict(
+        hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_encoder_blocks=4, mlp_ratio=2.0
+    ),
     "pvt": dict(
         image_size=SIZE,
         hidden_sizes=[8, 16, 16, 32],

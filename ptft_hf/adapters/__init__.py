@@ -112,9 +112,9 @@ def load(model: Any, folder: Path) -> Any:
         from ptft_hf.adapters import bottleneck
 
         return bottleneck.load(model, folder)
-    from ptft_hf.adapters import peft  # seconds, which whole models are spared
+    from ptft_hf.adapters import peft_models
 
-    return peft.load(model, folder)
+    return peft_models.load(model, folder)
 
 
 def unload(model: Any) -> Any:
@@ -122,9 +122,9 @@ def unload(model: Any) -> Any:
     its head is the one that it was given, untrained. ``model`` is used up."""
     if getattr(model, "adapter_kind", None) == "bottleneck":
         return model.unload()
-    from ptft_hf.adapters import peft
+    from ptft_hf.adapters import peft_models
 
-    return peft.unload(model)
+    return peft_models.unload(model)
 
 
 def recipe_of_config(config: Any) -> PeftRecipe:

@@ -120,9 +120,7 @@ class BottleneckModel(nn.Module):
         base: Any = self.base_model
         hidden_size = getattr(base.config.get_text_config(), "hidden_size", None)
         if hidden_size is None:
-            raise AdapterError(
-                f"bottleneck adapters: the layers of {type(base).__name__} have no one hidden size"
-            )
+            raise AdapterError(f"bottleneck adapters: the layers of {type(base).__name__} have no one hidden size")
         for path, points in hook_points(base, config):
             layer = base.get_submodule(path)
             for place, point in points.items():

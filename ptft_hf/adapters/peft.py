@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import torch
 from torch import nn
 
 from ptft_hf.adapters import Adapter
+from ptft_hf.adapters.peft_models import changes_base, load, make, without_casts, without_false_alarms
 from ptft_hf.adapters.peft_training import AdaLoraSchedule, ChangedBase, cut_ranks, drop_prompt_network
 from ptft_hf.errors import AdapterError
-from ptft_hf.models import adapter_kind, added_rows, plain_model, quiet, to_float32, trunk_of
-from ptft_hf.recipes import PeftRecipe, saved_adapter_kind
+from ptft_hf.models import added_rows, plain_model, quiet, to_float32, trunk_of
+from ptft_hf.recipes import PeftRecipe
 
 # Of a bare PeftConfig, as in the catalogue's recipes: starting points, not tuned. What is missing takes LoRA's.
 LEARNING_RATES = {
@@ -200,9 +200,7 @@ class Peft(Adapter):
         found = [name for name in linear if name.rpartition(".")[2] in QUERY_VALUE]
         if not found:
             names = sorted({name.rpartition(".")[2] for name in linear})
-            instead = (
-                f"name target_modules among {names}, or use" if names else "it has convolutions alone: use"
-            )
+            instead = f"name target_modules among {names}, or use" if names else "it has convolutions alone: use"
             raise AdapterError(
                 f"{self.recipe.name}: {type(model).__name__} has no linear query and value projections to "
                 f"adapt; {instead} all-linear (lora/r16_all_linear)"
@@ -288,114 +286,6 @@ class Peft(Adapter):
                 f"{name}: a text's result would depend on the length of its neighbours in the batch, since this "
                 "model cannot tell padding behind a prompt; use prefix/tokens20 or LoRA"
             )
-
-
-def load(model: Any, folder: Path, *, is_trainable: bool = False) -> Any:
-    """A ``PeftModel`` from a folder, on its base model.
-
-    Args:
-        model: The base with its head, whose labels are those of the adapter.
-        folder: Where ``adapter_config.json`` is.
-        is_trainable: To be trained further; else for use.
-    """
-    import peft
-
-    if saved_adapter_kind(folder) == "prefix":
-        from ptft_hf.adapters import prefix
-
-        return prefix.load(model, folder, is_trainable=is_trainable)
-    config = peft.PeftConfig.from_pretrained(str(folder))
-    if is_trainable and config.is_prompt_learning:
-        return _prompt_to_train(model, config, folder)
-    with without_false_alarms():
-        wrapped = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
-    if wrapped.peft_config["default"].peft_type.value == "ADALORA" and not is_trainable:
-        # Without it a forward pass with labels fails, since PEFT looks up the penalty's weight by it.
-        wrapped.base_model.trainable_adapter_name = "default"
-    return wrapped
-
-
-def _prompt_to_train(model: Any, config: Any, folder: Path) -> Any:
-    """A saved prompt on its base; PEFT loads prompts for use alone, so it is given to a fresh one."""
-    import peft
-    from peft.utils.save_and_load import load_peft_weights
-
-    config.inference_mode = False
-    if getattr(config, "prompt_tuning_init", None):
-        config.prompt_tuning_init = "RANDOM"  # what it began from does not matter any more
-    wrapped = peft.get_peft_model(model, config)
-    peft.set_peft_model_state_dict(wrapped, load_peft_weights(str(folder), device="cpu"))
-    return wrapped
-
-
-def make(model: Any, config: Any) -> Any:
-    """A fresh adapter on a model: PEFT's, but for prefixes."""
-    import peft
-
-    if config.peft_type.value != "PREFIX_TUNING":
-        return peft.get_peft_model(model, config)
-    from ptft_hf.adapters import prefix
-
-    return prefix.put(model, config)
-
-
-def merge(wrapped: Any) -> Any:
-    """The plain model with the update in its weights; ``wrapped`` is used up.
-
-    PEFT cannot unload a head of several layers (RoBERTa's) beside IA3, OFT, VeRA and others, so heads go first.
-
-    Raises:
-        AttributeError, ValueError, NotImplementedError: The method cannot be merged.
-    """
-    from peft.utils.other import ModulesToSaveWrapper
-
-    base = plain_model(wrapped)
-    for name, module in list(base.named_modules()):
-        if isinstance(module, ModulesToSaveWrapper):
-            base.set_submodule(name, module.modules_to_save["default"])
-    return wrapped.merge_and_unload()
-
-
-def unload(wrapped: Any) -> Any:
-    """The plain model as it was before the adapter, its head too; ``wrapped`` is used up. Heads go first, see
-    :func:`merge`."""
-    from peft.utils.other import ModulesToSaveWrapper
-
-    base = plain_model(wrapped)
-    for name, module in list(base.named_modules()):
-        if isinstance(module, ModulesToSaveWrapper):
-            base.set_submodule(name, module.original_module)
-    if adapter_kind(wrapped) == "prefix" or not wrapped.peft_config["default"].is_prompt_learning:
-        base = wrapped.unload()
-    return base.requires_grad_(True)
-
-
-@contextmanager
-def without_casts(model: Any) -> Iterator[None]:
-    """As ``peft.helpers.disable_input_dtype_casting``, which fails on layers that know no such casts (VeRA's, tuned
-    norms, trained tokens; PEFT 0.21)."""
-    layers = [module for module in model.modules() if getattr(module, "cast_input_dtype_enabled", False)]
-    for layer in layers:
-        layer.cast_input_dtype_enabled = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.cast_input_dtype_enabled = True
-
-
-@contextmanager
-def without_false_alarms() -> Iterator[None]:
-    """PEFT warns of every norm that it wraps as named, and of AdaLoRA's own rank pattern."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Unsupported layer type")
-        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match")
-        yield
-
-
-def changes_base(config: Any) -> bool:
-    """Whether a LoRA's initialisation takes its first update out of the base's weights."""
-    return isinstance(getattr(config, "init_lora_weights", None), str)
 
 
 def _linear_modules(model: Any, head: Sequence[str]) -> list[str]:

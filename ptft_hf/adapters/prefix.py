@@ -267,8 +267,6 @@ def example(model: Any) -> dict[str, torch.Tensor]:
     end = config.get_text_config().eos_token_id
     end = 1 if end is None else end if isinstance(end, int) else end[0]
     inputs = {"input_ids": torch.tensor([[3, 3, 3, end]], device=model.device)}
-    if (
-        model.can_generate() and config.is_encoder_decoder
-    ):  # T5's classifiers make the decoder's inputs themselves
+    if model.can_generate() and config.is_encoder_decoder:  # T5's classifiers make the decoder's inputs themselves
         inputs["decoder_input_ids"] = inputs["input_ids"]
     return inputs

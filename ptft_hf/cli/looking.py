@@ -12,9 +12,7 @@ from ptft_hf.errors import DataError
 
 @app.command()
 def inspect(
-    model: Annotated[
-        str, typer.Option(help="Hub id, name@revision, or folder of the checkpoint; or config:TYPE.")
-    ],
+    model: Annotated[str, typer.Option(help="Hub id, name@revision, or folder of the checkpoint; or config:TYPE.")],
     task: Task,
     rows: Annotated[int, typer.Option(min=1, help="How many are shown; the longest is the last.")] = 5,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",

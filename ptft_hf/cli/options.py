@@ -27,8 +27,7 @@ Base = Annotated[
 OfQuantized = Annotated[
     str,
     typer.Option(
-        "--base",
-        help="Of an adapter on a quantized base: full_precision, or dequantized (the rounded values).",
+        "--base", help="Of an adapter on a quantized base: full_precision, or dequantized (the rounded values)."
     ),
 ]
 Set = Annotated[

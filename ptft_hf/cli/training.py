@@ -50,9 +50,7 @@ def train(
 
 @app.command()
 def ppo(
-    policy: Annotated[
-        str, typer.Option(help="A causal LM, or the folder of a PEFT adapter on one (an SFT run).")
-    ],
+    policy: Annotated[str, typer.Option(help="A causal LM, or the folder of a PEFT adapter on one (an SFT run).")],
     reward: Annotated[
         list[str],
         typer.Option(
@@ -60,19 +58,14 @@ def ppo(
             help="A sequence classifier's folder or checkpoint, or package.module:function. Several are added up.",
         ),
     ],
-    task: Annotated[
-        str, typer.Option(help="Recipe of prompts: a name from `ptft ls tasks`, or a YAML file.")
-    ],
+    task: Annotated[str, typer.Option(help="Recipe of prompts: a name from `ptft ls tasks`, or a YAML file.")],
     output: Annotated[Path, typer.Option(help="The folder that becomes the policy.")],
     adapter: Annotated[
         str | None,
-        typer.Option(
-            help="Of a policy that is a checkpoint: lora/r16_all_linear by default, or full/default."
-        ),
+        typer.Option(help="Of a policy that is a checkpoint: lora/r16_all_linear by default, or full/default."),
     ] = None,
     judge: Annotated[
-        str | None,
-        typer.Option(help="A reward that is not trained for; the doctor looks whether it rises, too."),
+        str | None, typer.Option(help="A reward that is not trained for; the doctor looks whether it rises, too.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of new weights, order of prompts, answers and splits.")] = 42,
     set_: Annotated[

@@ -17,8 +17,7 @@ from ptft_hf.errors import DataError, OutputError
 def predict(
     folder: Folder,
     texts: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[TEXT ...]", help="Texts, or paths of images.", show_default=False),
+        list[str] | None, typer.Argument(metavar="[TEXT ...]", help="Texts, or paths of images.", show_default=False)
     ] = None,
     input_: Annotated[
         Path | None,

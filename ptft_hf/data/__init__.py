@@ -302,11 +302,7 @@ def _with_cuts(
         tables[name] = train.select(rows[held_out])
         rows = np.delete(rows, held_out)
         share /= 1 - share  # the second cut takes as many rows as the first
-        how = (
-            "stratified by label"
-            if stratified
-            else f"at random{f', each {group_column} whole' if whole else ''}"
-        )
+        how = "stratified by label" if stratified else f"at random{f', each {group_column} whole' if whole else ''}"
         notes.append(
             f"there is no {name} split: {len(held_out):,} rows of train are held out ({how}, seed {seed})"
         )

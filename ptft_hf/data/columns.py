@@ -275,9 +275,7 @@ def _without_empty(split: str, table: datasets.Dataset, schema: Schema, notes: l
     for name in pictures:
         keep = [row for row, there in enumerate(images.present(table, name)) if there]
         if len(keep) < len(table):
-            notes.append(
-                f"{split}: {len(table) - len(keep):,} of {len(table):,} rows have no {name}: dropped"
-            )
+            notes.append(f"{split}: {len(table) - len(keep):,} of {len(table):,} rows have no {name}: dropped")
             table = _kept(table, keep)
     columns = {name: table[name][:] for name in schema.texts if name not in pictures}
     empty = {row for values in columns.values() for row, value in enumerate(values) if is_empty(value)}

@@ -51,9 +51,7 @@ def hashed(table: datasets.Dataset) -> datasets.Dataset:
         return table
     columns = {name: table[name][:] for name in table.column_names if name not in names}
     for name in names:
-        columns[name] = [
-            None if v is None else hashlib.sha256(encoded(v)).hexdigest() for v in _values(table, name)
-        ]
+        columns[name] = [None if v is None else hashlib.sha256(encoded(v)).hexdigest() for v in _values(table, name)]
     return datasets.Dataset.from_dict(columns)
 
 
@@ -122,9 +120,7 @@ def from_array(array: Any) -> Any:
     if array.dtype.kind not in "biuf" or not np.isfinite(array).all() or array.min() < 0 or array.max() > 255:
         raise DataError("an array of an image has values from 0 to 255")
     if array.dtype.kind == "f" and array.max() <= 1 and (array % 1).any():
-        raise DataError(
-            "an array of an image has values from 0 to 255; these go from 0 to 1: multiply them by 255"
-        )
+        raise DataError("an array of an image has values from 0 to 255; these go from 0 to 1: multiply them by 255")
     array = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     return Image.fromarray(np.round(array).astype(np.uint8))
 

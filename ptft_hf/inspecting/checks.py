@@ -37,9 +37,7 @@ class Findings(NamedTuple):
             raise (ModelError if self.model else DataError)(*self.model, *self.data)
 
 
-def check(
-    task: Any, encoded: Any, model: Any, tokenizer: Any, cut: int, rows: int, reference: str
-) -> Findings:
+def check(task: Any, encoded: Any, model: Any, tokenizer: Any, cut: int, rows: int, reference: str) -> Findings:
     """Everything that the label inspector refuses, looked for in the training rows.
 
     Args:
@@ -64,12 +62,7 @@ def check(
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """The tokens at which generation stops."""
     known: set[int] = set()
-    settings = (
-        tokenizer,
-        model.config,
-        model.config.get_text_config(),
-        getattr(model, "generation_config", None),
-    )
+    settings = (tokenizer, model.config, model.config.get_text_config(), getattr(model, "generation_config", None))
     for one in settings:
         ids = getattr(one, "eos_token_id", None)
         known |= {ids} if isinstance(ids, int) else set(ids or ())
@@ -155,9 +148,7 @@ def _tokens(task: Any, encoded: Any, ends: set[int], tokenizer: Any, found: Find
             "template's own)"
         )
     elif seen.begun_twice:
-        found.notes.append(
-            f"train: {seen.begun_twice} of {seen.rows} rows looked into begin with {begin!r} twice"
-        )
+        found.notes.append(f"train: {seen.begun_twice} of {seen.rows} rows looked into begin with {begin!r} twice")
     if seen.nothing == seen.rows:
         found.data.append(
             f"nothing is trained: all labels of the {seen.rows} training rows looked into are {IGNORED}; does the "
@@ -186,9 +177,7 @@ def _tokens(task: Any, encoded: Any, ends: set[int], tokenizer: Any, found: Find
             )
 
 
-def _look_into(
-    batch: Mapping[str, Any], ends: set[int], tokenizer: Any, seen: _Seen, auto_class: str
-) -> None:
+def _look_into(batch: Mapping[str, Any], ends: set[int], tokenizer: Any, seen: _Seen, auto_class: str) -> None:
     ids, labels = batch["input_ids"], batch.get("labels")
     read = is_read(batch)
     seen.rows += len(ids)

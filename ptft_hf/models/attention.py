@@ -36,9 +36,7 @@ class AttentionByLength:
         drops = drops and any(getattr(self.model.config, name, None) for name in DROPOUT)
         usual = SHORT if drops else min(sorted(lengths)[int(0.95 * (len(lengths) - 1))], SHORT)
         self.short = usual if reads_text else 0
-        self.hook = (
-            self.model.register_forward_pre_hook(self._choose, with_kwargs=True) if self.short else None
-        )
+        self.hook = self.model.register_forward_pre_hook(self._choose, with_kwargs=True) if self.short else None
 
     def restore(self) -> None:
         """What the model had, and is saved with."""

@@ -17,31 +17,31 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Upstream's layer concatenates the keys and values of each new token to all before it, which is most of what a
     step costs in large batches; here they are written into room that is left behind them."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self.rooms: dict[str, torch.Tensor] = {}
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The new keys and values (``batch x heads x positions x size``) behind those before; all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
         self.keys = self._joined("keys", self.keys, key_states)
         self.values = self._joined("values", self.values, value_states)
         return self.keys, self.values
 
-    def _joined(self, name: str, before: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
-        start = before.shape[-2] if before is not None and before.numel() else 0
+    def _joined(self, name: str, before: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        start = before.shape[-2] if before.numel() else 0
         end = start + new.shape[-2]
-        room = self.__dict__.get(f"_room_of_{name}")
-        # What was reordered, or has fewer rows, is not what fills the room any more.
+        room = self.rooms.get(name)
         fits = room is not None and room.shape[:-2] == new.shape[:-2] and room.shape[-2] >= end
-        if (
-            room is None
-            or not fits
-            or (before is not None and start and before.data_ptr() != room.data_ptr())
-        ):
-            room = new.new_empty(*new.shape[:-2], end + STEPS, new.shape[-1])
-            if before is not None and start:
+        # What was reordered or chosen from since does not lie in the room any more.
+        if room is None or not fits or (start and before.data_ptr() != room.data_ptr()):
+            room = self.rooms[name] = new.new_empty(*new.shape[:-2], end + STEPS, new.shape[-1])
+            if start:
                 room[..., :start, :] = before
-            self.__dict__[f"_room_of_{name}"] = room
         room[..., start:end, :] = new
         return room[..., :end, :]
 
@@ -54,6 +54,5 @@ def empty_cache(model: Any) -> DynamicCache | None:
     cache = DynamicCache(config=plain.config.get_text_config(decoder=True))
     if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
-    layer: Any = PreallocatedLayer
-    cache.layers = [layer() for _ in cache.layers]
+    cache.layers = [PreallocatedLayer() for _ in cache.layers]
     return cache

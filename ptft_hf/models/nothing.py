@@ -58,9 +58,7 @@ def config_of(reference: str, fields: Mapping[str, Any]) -> Any:
 
     name = reference.removeprefix(CONFIG)
     changes = {field: value for field, value in fields.items() if field not in FROM_PRETRAINED}
-    own: dict[
-        str, Any
-    ] = {}  # not the defaults, some of which follow from others (ResNet's stages from its depths)
+    own: dict[str, Any] = {}  # not the defaults, some of which follow from others (ResNet's stages from its depths)
     if name in transformers.CONFIG_MAPPING:
         config = transformers.AutoConfig.for_model(name)
     else:

@@ -30,15 +30,7 @@ def located(reference: str, options: Mapping[str, Any]) -> tuple[str, dict[str, 
 
 def config_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``from_pretrained``'s arguments that configurations and tokenizers take, too."""
-    names = (
-        "revision",
-        "trust_remote_code",
-        "token",
-        "cache_dir",
-        "subfolder",
-        "local_files_only",
-        "gguf_file",
-    )
+    names = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder", "local_files_only", "gguf_file")
     return {name: options[name] for name in names if name in options}
 
 

@@ -106,10 +106,7 @@ class MaskedLMRecipe(CorpusRecipe):
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)
         if values.get("next_sentence") and values.get("pack") is False:
-            yield (
-                ("pack",),
-                "has no meaning beside next_sentence, which fills both halves itself; leave it out",
-            )
+            yield ("pack",), "has no meaning beside next_sentence, which fills both halves itself; leave it out"
 
 
 class CausalLMRecipe(CorpusRecipe):

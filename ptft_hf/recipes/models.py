@@ -328,3 +328,5 @@ def keys_of(recipe: type[BaseModel]) -> frozenset[str]:
     """The top-level keys that a YAML file of this kind may hold (a PEFT method's own fields aside)."""
     inner = {"name", "config"} if issubclass(recipe, Recipe) else set()
     return frozenset(recipe.model_fields) - inner
+
+

@@ -177,7 +177,7 @@ def on_one_base(
     """
     pretrained = {id(p): name for name, p in base.named_parameters()}
     with models.quiet():
-        from ptft_hf.adapters.peft import changes_base  # peft's import speaks up beside bitsandbytes
+        from ptft_hf.adapters.peft_models import changes_base
 
         _check_method(recipe)
         model = adapters.build(recipe, given).attach(base, (), "CAUSAL_LM")

@@ -66,9 +66,7 @@ class CausalLM(LanguageModel):
                 cannot keep documents apart.
         """
         if tokenizer.eos_token_id is None:
-            raise ModelError(
-                "the tokenizer has no end token, which the model is to learn; give it one (eos_token)"
-            )
+            raise ModelError("the tokenizer has no end token, which the model is to learn; give it one (eos_token)")
         ids = torch.arange(12) % (len(tokenizer) - 1) + 1
         other = ids.clone()
         other[-1] = ids[0]
@@ -148,17 +146,13 @@ class CausalLM(LanguageModel):
 
     def _first(self, tokenizer: Any) -> np.ndarray:
         """The token that begins a document, where the tokenizer puts one before a text."""
-        begins = (
-            tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-        )
+        begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
         self.begins = bool(begins)
         return np.array([tokenizer.bos_token_id] if begins else [], dtype=np.int32)
 
     def _given(self, rows: Any, tokenizer: Any, max_length: int, first: np.ndarray) -> tuple[Any, int]:
         """Beginnings for ``predict``; of long ones the end, with room for what is to be written."""
-        room = max(
-            1, max_length - self._generation(max_length).get("max_new_tokens", NEW_TOKENS) - len(first)
-        )
+        room = max(1, max_length - self._generation(max_length).get("max_new_tokens", NEW_TOKENS) - len(first))
         made, long = [], 0
         for given, text in zip(rows["given"][:], corpora.tokenize(rows["given"][:], tokenizer), strict=True):
             ids = [*first, *text.ids[-room:]] or [tokenizer.eos_token_id]
@@ -258,9 +252,7 @@ def apart(segments: torch.Tensor) -> dict[str, torch.Tensor]:
         ``attention_mask`` ``[B, 1, T, T]`` and ``position_ids`` ``[B, T]``.
     """
     length = segments.shape[1]
-    seen = (segments[:, :, None] == segments[:, None, :]) & torch.ones(
-        length, length, dtype=torch.bool
-    ).tril()
+    seen = (segments[:, :, None] == segments[:, None, :]) & torch.ones(length, length, dtype=torch.bool).tril()
     mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
     return {"attention_mask": mask[:, None], "position_ids": seen.sum(-1) - 1}
 

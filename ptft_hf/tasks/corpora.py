@@ -85,9 +85,7 @@ def tokenize(texts: Sequence[str], tokenizer: Any) -> list[Tokens]:
             read = tokenizer(some, add_special_tokens=False, verbose=False)
             for i, given in enumerate(read["input_ids"]):
                 ids = np.array(given, dtype=np.int32)
-                own = (
-                    [-1 if word is None else word for word in read.word_ids(i)] if tokenizer.is_fast else None
-                )
+                own = [-1 if word is None else word for word in read.word_ids(i)] if tokenizer.is_fast else None
                 words = np.arange(len(ids)) if own is None else np.array(own)
                 found.append(Tokens(ids, np.where(np.isin(ids, special), -1, words).astype(np.int32)))
             bar.update(len(some))
@@ -149,9 +147,7 @@ def frame(tokenizer: Any, pair: bool) -> Frame:
     second = [i for i in places if own[i] == 1]
     between = ids[first[-1] + 1 : second[0]] if second else []
     if pair and not between:
-        raise DataError(
-            "next_sentence: the tokenizer puts no mark between two texts, so no pair could be told"
-        )
+        raise DataError("next_sentence: the tokenizer puts no mark between two texts, so no pair could be told")
     after = ids[places[-1] + 1 :]
     kinds = None
     if types is not None:
@@ -181,11 +177,7 @@ def dataset(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Any:
         for some in _batches(rows)
     ]
     empty = {name: list[Any]() for name in columns}
-    return (
-        datasets.concatenate_datasets(parts)
-        if parts
-        else datasets.Dataset.from_dict(empty, features=features)
-    )
+    return datasets.concatenate_datasets(parts) if parts else datasets.Dataset.from_dict(empty, features=features)
 
 
 def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:

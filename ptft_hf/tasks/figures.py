@@ -70,9 +70,7 @@ def of_rows(
         progress: Show a bar.
         of_batch: Figures ``[B, K]`` of what the model says and the labels.
     """
-    own = (
-        encoded["labels"][:] if "labels" in encoded.column_names else ()
-    )  # a decoder's may be the longer ones
+    own = encoded["labels"][:] if "labels" in encoded.column_names else ()  # a decoder's may be the longer ones
     longest = max([1, *encoded["length"][:], *map(len, own)])
     size = forward.fitting(model, batch_size, longest)
     found: dict[int, np.ndarray] = {}

@@ -117,12 +117,10 @@ tokens: 28 s by 8, 36 s by 32, 56 s by 64). Texts are written faster the more of
 
 
 def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, options: Mapping[str, Any]) -> Any:
-    """A cache with keys and values of all but the prompts' last tokens; without any, where a row has several texts;
-    None where upstream is to choose."""
-    chosen = {**models.plain_model(model).generation_config.to_dict(), **options}
-    cache = None if chosen.get("use_cache") is False else models.empty_cache(model)
-    several = any((chosen.get(name) or 1) > 1 for name in ("num_beams", "num_return_sequences"))
-    if cache is None or several or ids.device.type != "cpu" or ids.shape[1] < 2:
+    """A cache with keys and values of all but the prompts' last tokens (on a CPU); None: upstream is to choose."""
+    used = options.get("use_cache", models.plain_model(model).generation_config.use_cache)
+    cache = None if used is False else models.empty_cache(model)
+    if cache is None or ids.device.type != "cpu" or ids.shape[1] < 2:
         return cache
     # Greedily, so that no random number is drawn for what is thrown away.
     once = {**options, "max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True}
@@ -131,10 +129,9 @@ def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, options: Mapping[st
         rows = slice(start, start + READ_AT_ONCE)
         width = max(2, int(mask[rows].sum(1).max()))
         read = model.generate(input_ids=ids[rows, -width:-1], attention_mask=mask[rows, -width:-1], **once)
-        before = (0, 0, ids.shape[1] - 1 - read.past_key_values.get_seq_length(), 0)
-        parts.append(
-            [[F.pad(x, before) for x in (layer.keys, layer.values)] for layer in read.past_key_values.layers]
-        )
+        layers = read.past_key_values.layers
+        before = (0, 0, ids.shape[1] - width, 0)  # padding on the left, which the mask hides
+        parts.append([[F.pad(kept, before) for kept in (layer.keys, layer.values)] for layer in layers])
     for index, layers in enumerate(zip(*parts, strict=True)):
         keys, values = (torch.cat(same) for same in zip(*layers, strict=True))
         cache.update(keys, values, index)

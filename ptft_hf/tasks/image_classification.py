@@ -110,9 +110,7 @@ class ImageClassification(Classification):
             encoded = encoded.add_column("length", [height * width] * len(rows))
             if "label" in rows.column_names:
                 index = {label: i for i, label in enumerate(self.labels)}
-                encoded = encoded.add_column(
-                    "labels", [self.encode_label(x, index) for x in rows["label"][:]]
-                )
+                encoded = encoded.add_column("labels", [self.encode_label(x, index) for x in rows["label"][:]])
         return encoded, 0
 
     def _size(self, value: Mapping[str, Any], processor: Any) -> tuple[int, int]:
@@ -156,9 +154,7 @@ class ImageClassification(Classification):
         elif hasattr(value, "save") and hasattr(value, "mode"):
             value = images.as_value(value)
         if not isinstance(value, Mapping) or set(value) != {"bytes", "path"}:
-            raise DataError(
-                f"{type(value).__name__} is neither the path of an image, nor an image, nor an array"
-            )
+            raise DataError(f"{type(value).__name__} is neither the path of an image, nor an image, nor an array")
         return {"image": dict(value)}
 
     def usage(self, columns: Sequence[str], max_length: int) -> Usage:
@@ -170,6 +166,7 @@ class ImageClassification(Classification):
             reader="AutoImageProcessor",
             samples=[shades, shades.T],
         )
+
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "mode": self.mode}
@@ -198,3 +195,5 @@ def _pixels(processor: Any, values: Sequence[Mapping[str, Any]]) -> torch.Tensor
 def _mode(processor: Any) -> str:
     """Grey (``L``) for a processor of one channel, else ``RGB``."""
     return "L" if len(getattr(processor, "image_mean", None) or ()) == 1 else "RGB"
+
+

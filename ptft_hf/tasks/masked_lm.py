@@ -78,9 +78,7 @@ class MaskedLM(LanguageModel):
             ModelError: The tokenizer has no mask token, or the model no head for pairs.
         """
         if tokenizer.mask_token_id is None:
-            raise ModelError(
-                "the tokenizer has no mask token, so nothing can be hidden; is this an encoder's?"
-            )
+            raise ModelError("the tokenizer has no mask token, so nothing can be hidden; is this an encoder's?")
         if not self.recipe.next_sentence:
             return
         inputs = tokenizer("a", "a", return_tensors="pt")
@@ -147,9 +145,7 @@ class MaskedLM(LanguageModel):
             second = second.part(0, max(0, room - len(kept.ids)))
             lost = (first.ids == tokenizer.mask_token_id).sum() - (kept.ids == tokenizer.mask_token_id).sum()
             if lost:
-                raise DataError(
-                    f"input {number}: a mask stands behind the first {len(kept.ids)} tokens; shorten it"
-                )
+                raise DataError(f"input {number}: a mask stands behind the first {len(kept.ids)} tokens; shorten it")
             long += len(kept.ids) < len(first.ids)
             made.append({**marks.around(kept, second), "given": given})
         types = ["token_type_ids"] if alone.types is not None else []
@@ -160,8 +156,7 @@ class MaskedLM(LanguageModel):
         below its first mark."""
         inputs, labels = self.collator(tokenizer).masked(dict(row))
         marks: list[tuple[Mark, str]] = [
-            ("input", "") if label == IGNORED else ("trained", tokenizer.decode([label]).strip())
-            for label in labels
+            ("input", "") if label == IGNORED else ("trained", tokenizer.decode([label]).strip()) for label in labels
         ]
         if "next" in row:
             marks[0] = ("trained", "is next" if row["next"] == IS_NEXT else "random")
@@ -275,11 +270,7 @@ class MaskedLM(LanguageModel):
 
     def usage(self, columns: Sequence[str], max_length: int) -> Usage:
         name = "prediction_logits" if self.recipe.next_sentence else "logits"
-        code = (
-            USAGE.replace(".LOGITS", f".{name}")
-            .replace("LOGITS", "logits")
-            .replace("TOP", str(self.recipe.top_k))
-        )
+        code = USAGE.replace(".LOGITS", f".{name}").replace("LOGITS", "logits").replace("TOP", str(self.recipe.top_k))
         told = "tells hidden words"
         if self.recipe.next_sentence:
             told += ", and whether two texts follow each other"

@@ -170,9 +170,7 @@ def _parts(
 
 def _beginning(tokenizer: Any, text: str, tokens: int, at_space: bool) -> str:
     """As much of a text as ``tokens`` hold, up to white space in the second half of it if that is asked for."""
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
-        "offset_mapping"
-    ]
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     if len(offsets) <= tokens:
         return text
     part = text[: max(1, offsets[max(tokens, 1) - 1][1])]

@@ -373,7 +373,9 @@ def _lengths(name: str, documents: Sequence[str], references: Sequence[Sequence[
     )
 
 
-def _summarized(outputs: Sequence[Written], targets: Targets) -> list[tuple[str, bool, str, list[str]]]:
+def _summarized(
+    outputs: Sequence[Written], targets: Targets
+) -> list[tuple[str, bool, str, list[str]]]:
     """Summary, whether it is cut off, document and references of the rows that have a summary."""
     assert targets.references is not None
     return [

@@ -42,6 +42,4 @@ def usage(speech: Speech, limit: int) -> Usage:
     before, _, after = speech.prompt.partition(DOCUMENT)
     prompt = " + ".join([*([repr(before)] if before else []), "text", *([repr(after)] if after else [])])
     code = {"chat": CHAT_USAGE, "decoder": DECODER_USAGE}.get(speech.kind, ENCODER_USAGE)
-    return Usage(
-        code.format(text=SAMPLES[0], prompt=prompt, limit=limit), list(SAMPLES), "", "writes summaries"
-    )
+    return Usage(code.format(text=SAMPLES[0], prompt=prompt, limit=limit), list(SAMPLES), "", "writes summaries")

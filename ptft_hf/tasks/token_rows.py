@@ -142,9 +142,7 @@ def segments(row: Mapping[str, Any], tokenizer: Any, tags: Sequence[str]) -> lis
     found: list[Segment] = []
     special = set(tokenizer.all_special_ids)
     open_word = False  # whether a further token may belong to a word of this window
-    for i, piece in enumerate(
-        pieces(tokenizer, row["input_ids"], [("input", str(n)) for n in range(row["length"])])
-    ):
+    for i, piece in enumerate(pieces(tokenizer, row["input_ids"], [("input", str(n)) for n in range(row["length"])])):
         label = row["labels"][i]
         if row["words"][i] >= 0:
             found.append(Segment(piece.text, "trained", tags[label]))

@@ -49,9 +49,7 @@ def read_ranges(given: Sequence[str]) -> list[Range]:
     problems: list[str] = []
     for pair in given:
         try:
-            pairs = (
-                _of_file(pair) if pair.endswith((".yaml", ".yml")) and "=" not in pair else [_of_pair(pair)]
-            )
+            pairs = _of_file(pair) if pair.endswith((".yaml", ".yml")) and "=" not in pair else [_of_pair(pair)]
             for key, value in pairs:
                 if key in found:
                     raise RecipeError(f"--search {pair}: {key} is given twice")
@@ -114,9 +112,7 @@ def _bounds(key: str, where: str, value: str) -> Range:
     numbers = [_yaml(end, where) for end in ends]
     right = int if whole else (int, float)
     if len(numbers) != 2 or not all(isinstance(n, right) and not isinstance(n, bool) for n in numbers):
-        raise RecipeError(
-            f"{where}: expected {kind}:LOW:HIGH, two {'whole ' if whole else ''}numbers, got {value!r}"
-        )
+        raise RecipeError(f"{where}: expected {kind}:LOW:HIGH, two {'whole ' if whole else ''}numbers, got {value!r}")
     low, high = numbers if whole else map(float, numbers)
     if not low < high:
         raise RecipeError(f"{where}: {value!r}: the lower end is not below the upper one")

@@ -88,13 +88,7 @@ def tune(
     for number in range(counted(study), trials):
         report.say(f"try {number + 1} of {trials}", style="bold")
         study.sampler = optuna.samplers.TPESampler(seed=seed + number)
-        one_try(
-            study,
-            folder,
-            dict(model=model, task=task, adapter=adapter, data=data, seed=seed),
-            search,
-            settings,
-        )
+        one_try(study, folder, dict(model=model, task=task, adapter=adapter, data=data, seed=seed), search, settings)
     done = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
     if not done:
         errors = dict.fromkeys(t.user_attrs["error"] for t in study.trials if "error" in t.user_attrs)
@@ -139,9 +133,7 @@ def check_ranges(task: Any, adapter: Any, search: Sequence[Range], settings: Seq
     problems: list[str] = []
     given = {pair.partition("=")[0].strip() for pair in settings}
     problems += [f"--search {one.key}: is given by --set, too" for one in search if one.key in given]
-    if recipes.saved_adapter_kind(adapter) is None and isinstance(
-        adapter, str | Path | recipes.AdapterRecipe
-    ):
+    if recipes.saved_adapter_kind(adapter) is None and isinstance(adapter, str | Path | recipes.AdapterRecipe):
         for one in search:
             for value in one.values:
                 try:
@@ -166,9 +158,7 @@ def open_study(folder: Path, asked: Mapping[str, Any]) -> Any:
 
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if folder.exists() and (not folder.is_dir() or (names and STUDY not in names)):
-        raise OutputError(
-            f"{folder}: holds other files ({', '.join(names[:5])}); choose an empty or a new folder"
-        )
+        raise OutputError(f"{folder}: holds other files ({', '.join(names[:5])}); choose an empty or a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=f"sqlite:///{(folder / STUDY).resolve()}",
@@ -181,10 +171,7 @@ def open_study(folder: Path, asked: Mapping[str, Any]) -> Any:
     if before is not None and before != dict(asked):
         changed = [name for name in asked if before.get(name) != asked[name]]
         raise OutputError(
-            *(
-                f"{folder}: holds a search with {name} {before.get(name)!r}, not {asked[name]!r}"
-                for name in changed
-            )
+            *(f"{folder}: holds a search with {name} {before.get(name)!r}, not {asked[name]!r}" for name in changed)
         )
     study.set_user_attr("asked", dict(asked))
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
@@ -194,9 +181,7 @@ def open_study(folder: Path, asked: Mapping[str, Any]) -> Any:
 
 def counted(study: Any) -> int:
     """Tries that came to an end of their own, be it an error."""
-    return sum(
-        trial.state.name in ("COMPLETE", "PRUNED") or "error" in trial.user_attrs for trial in study.trials
-    )
+    return sum(trial.state.name in ("COMPLETE", "PRUNED") or "error" in trial.user_attrs for trial in study.trials)
 
 
 class Pruning(transformers.TrainerCallback):
@@ -210,11 +195,7 @@ class Pruning(transformers.TrainerCallback):
 
         self.trial.report(self.sign * metrics[f"eval_{self.metric}"], self.count)
         self.count += 1
-        if (
-            self.count > FREE_EVALUATIONS
-            and state.global_step < state.max_steps
-            and self.trial.should_prune()
-        ):
+        if self.count > FREE_EVALUATIONS and state.global_step < state.max_steps and self.trial.should_prune():
             raise optuna.TrialPruned
 
 
@@ -259,14 +240,7 @@ def _run(trial: Any, place: Path, what: Mapping[str, Any], settings: Sequence[st
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     watch = Pruning(trial, metric, sign)
     trained = training.run(
-        plan,
-        ready,
-        arguments,
-        place,
-        resume=False,
-        overwrite=False,
-        evaluated=["validation"],
-        callbacks=[watch],
+        plan, ready, arguments, place, resume=False, overwrite=False, evaluated=["validation"], callbacks=[watch]
     )
     found = trained.run["metrics"]["validation"]
     name = metric if metric in found else ready.task.best_metric

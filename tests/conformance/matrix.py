@@ -39,29 +39,7 @@ MORE: dict[str, dict[str, Any]] = {
 }
 """Beside those of ``tests.tiny``."""
 ARCHITECTURES = {**SIZES, **MORE}
-AUTO = {
-    "sequence_classification": "AutoModelForSequenceClassification",
-    "token_classification": "AutoModelForTokenClassification",
-    "summarization": ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM"),
-    "causal_lm": "AutoModelForCausalLM",
-    "masked_lm": "AutoModelForMaskedLM",
-}
-DECODERS = {
-    "gpt2",
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma",
-    "opt",
-    "bloom",
-    "falcon",
-    "gpt_neo",
-    "gpt_neox",
-}
-DECODERS |= {"gemma2", "granite", "olmo2", "phi3", "stablelm"}
-ENCODER_DECODERS = {"t5", "bart", "mbart", "mt5", "pegasus"}
-"""Upstream has causal heads for encoders and for halves of encoder-decoders, too; nobody writes with these."""
+FAMILIES = ("sequence_classification", "token_classification", "summarization", "causal_lm", "masked_lm")
 METHODS: dict[str, dict[str, Any]] = {
     "full/default": {},
     "partial/head_only": {},
@@ -106,7 +84,7 @@ def cells() -> list[Cell]:
     found = [
         Cell(architecture, family, method)
         for architecture in ARCHITECTURES
-        for family in AUTO
+        for family in FAMILIES
         if auto_class(architecture, family) is not None
         for method in METHODS
     ]
@@ -115,25 +93,34 @@ def cells() -> list[Cell]:
 
 @cache
 def auto_class(architecture: str, family: str) -> str | None:
-    """The upstream class that has the family's head on this architecture, if any."""
-    names = AUTO[family]
-    if family == "summarization":
-        if architecture not in ENCODER_DECODERS | DECODERS:
-            return None
-        return names[architecture in DECODERS]
-    if family == "causal_lm" and architecture not in DECODERS:
-        return None
-    if family == "masked_lm" and architecture in ENCODER_DECODERS | DECODERS | {"xlnet"}:
-        return None  # BART's head is there, but fills spans with other numbers of tokens
+    """The upstream class that has the family's head on this architecture, if any.
+
+    Who writes is a decoder without a head for masks, or an encoder-decoder: upstream has causal heads for encoders
+    and for halves of encoder-decoders, too, and nobody writes with these. XLNet's is of permutations. Nor are masks
+    filled by an encoder-decoder, which may fill one with any number of tokens.
+    """
     config = transformers.AutoConfig.for_model(architecture)
-    assert isinstance(names, str)
-    return names if type(config) in getattr(transformers, names)._model_mapping else None
+    two = config.is_encoder_decoder
+    masked, causal, both = (
+        type(config) in getattr(transformers, f"AutoModelFor{head}")._model_mapping
+        for head in ("MaskedLM", "CausalLM", "Seq2SeqLM")
+    )
+    causal = causal and not masked and not two and architecture != "xlnet"
+    if family == "summarization":
+        return "AutoModelForSeq2SeqLM" if two and both else "AutoModelForCausalLM" if causal else None
+    if family == "causal_lm":
+        return "AutoModelForCausalLM" if causal else None
+    if family == "masked_lm":
+        return "AutoModelForMaskedLM" if masked and not two else None
+    name = "AutoModelFor" + family.title().replace("_", "")
+    return name if type(config) in getattr(transformers, name)._model_mapping else None
 
 
 def checkpoint(cell: Cell, root: Path) -> Path:
     """A folder of random weights, with a head where the family goes on from a language model's."""
-    has_head = cell.family in ("summarization", "causal_lm", "masked_lm")
-    auto = (auto_class(cell.architecture, cell.family) if has_head else None) or "AutoModel"
+    with_head = cell.family not in ("sequence_classification", "token_classification")
+    auto = auto_class(cell.architecture, cell.family) if with_head else "AutoModel"
+    assert auto is not None
     folder = root / f"{cell.architecture}-{auto}"
     if not (folder / "tokenizer_config.json").exists():
         make_checkpoint(cell.architecture, folder, sizes=ARCHITECTURES[cell.architecture], auto=auto)
