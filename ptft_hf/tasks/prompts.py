@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ptft_hf import data
 from ptft_hf.errors import DataError
 from ptft_hf.recipes.prompts import PromptsRecipe
+from ptft_hf.tasks.prompting import beginning
 
 
 class Prompt(NamedTuple):
@@ -77,10 +78,7 @@ class Prompts:
     def _prompt(self, row: Mapping[str, Any], tokenizer: Any) -> Prompt:
         given = row["prompt"]
         if isinstance(given, str):
-            ids = list(tokenizer(given)["input_ids"])
-            while ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-                ids.pop()  # some tokenizers close every text, and nothing follows an end
-            text = given
+            ids, text = beginning(tokenizer, given), given
         else:
             if not tokenizer.chat_template:
                 raise DataError(
