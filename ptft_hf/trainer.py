@@ -69,7 +69,7 @@ class Trainer(transformers.Trainer):
             )
         self.layers_computed_once = 0
         self.lazy = False
-        self.states: list[torch.Tensor] = []
+        self.lazy_logits: list[LazyLogits] = []
         self.running = RunningState(self)
         for callback in (self.clock, self.running):
             self.add_callback(callback)
@@ -120,8 +120,8 @@ class Trainer(transformers.Trainer):
 
     def _loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         heads: list[Any] = list(forward.logits_of_heads(outputs))
-        if self.states:
-            heads[0] = LazyLogits(self.model, self.states.pop())
+        if self.lazy_logits:
+            heads[0] = self.lazy_logits.pop()
         heads = [logits[: len(labels)] for logits in heads]
         smoothing = self.args.label_smoothing_factor if self.model.training else 0.0
         total = self.task.loss_weight(labels) if num_items_in_batch is None else num_items_in_batch
@@ -134,7 +134,7 @@ class Trainer(transformers.Trainer):
             self.quieten()
         if not self.lazy:
             return super().compute_loss(model, figures.where_labelled(self.model, inputs), *args, **kwargs)
-        with states_kept(self.model) as self.states:
+        with states_kept(self.model) as self.lazy_logits:
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def can_be_lazy(self) -> bool:

@@ -237,14 +237,13 @@ def test_packed_examples_have_the_losses_that_they_have_alone(tmp_path: Path) ->
 # ---- runs ----
 
 
-@pytest.mark.parametrize("adapter", ["full/default", "lora/r16_all_linear"])
 @pytest.mark.parametrize(
-    ("given", "prompt"),
+    ("given", "prompt", "adapter"),
     [
-        ({"messages": TALK}, "What is the sea?"),
-        ({"prompt": TALK[:1], "completion": TALK[1:2]}, {"messages": TALK[:1]}),
-        ({"prompt": "What is the sea?", "completion": " Water."}, {"prompt": "What is the sea?"}),
-        ({"text": "What is the sea? Water."}, "What is"),
+        ({"messages": TALK}, "What is the sea?", "lora/r16_all_linear"),
+        ({"prompt": TALK[:1], "completion": TALK[1:2]}, {"messages": TALK[:1]}, "full/default"),
+        ({"prompt": "What is the sea?", "completion": " Water."}, {"prompt": "What is the sea?"}, "full/default"),
+        ({"text": "What is the sea? Water."}, "What is", "full/default"),
     ],
     ids=["messages", "pairs of messages", "pairs", "texts"],
 )

@@ -35,13 +35,20 @@ class LazyLogits:
     Args:
         model: The language model.
         states: ``[..., H]``.
+        dtype: Of autocast where the model ran; None without.
     """
 
-    def __init__(self, model: Any, states: Tensor) -> None:
-        self.model, self.states = model, states
+    def __init__(self, model: Any, states: Tensor, dtype: torch.dtype | None = None) -> None:
+        self.model, self.states, self.dtype = model, states, dtype
 
     def __getitem__(self, wanted: Any) -> LazyLogits:
-        return LazyLogits(self.model, self.states[wanted])
+        return LazyLogits(self.model, self.states[wanted], self.dtype)
+
+    def computed(self, states: Tensor | None = None) -> Tensor:
+        """The logits ``[..., V]`` of some states, or of all, in float32."""
+        states = self.states if states is None else states
+        with torch.autocast(states.device.type, self.dtype, enabled=self.dtype is not None):
+            return lm_logits(self.model, states)
 
     def summed(self, loss: Callable[[Tensor, Tensor], Tensor], labels: Tensor) -> Tensor:
         """The sum of ``loss(logits [n, V], labels [n])`` over all ``N`` places, some at a time, and never more logits
@@ -56,7 +63,7 @@ class LazyLogits:
         size = max(1, CHUNK // head.weight.shape[0])
 
         def of_part(states: Tensor, part: Tensor) -> Tensor:
-            return loss(lm_logits(self.model, states), part)
+            return loss(self.computed(states), part)
 
         if len(labels) <= size:
             return of_part(self.states, labels)
@@ -75,7 +82,7 @@ class _Summed(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad)
         sums, of_states = [], []
         of_trained = [torch.zeros_like(p) for p in trained]
-        for some, part in zip(states.split(size), labels.split(size), strict=True):
+        for some, part in zip(torch.split(states, size), torch.split(labels, size), strict=True):
             with torch.set_grad_enabled(wanted):
                 some = some.detach().requires_grad_(wanted)
                 loss = of_part(some, part)
@@ -96,9 +103,9 @@ class _Summed(torch.autograd.Function):
 
 
 @contextmanager
-def states_kept(model: Any) -> Iterator[list[Tensor]]:
+def states_kept(model: Any) -> Iterator[list[LazyLogits]]:
     """The head, when it is called next, sees the first position alone, and what it was to see is in the list."""
-    kept: list[Tensor] = []
+    kept: list[LazyLogits] = []
     called = False
 
     def keep(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -106,7 +113,9 @@ def states_kept(model: Any) -> Iterator[list[Tensor]]:
         if called:
             return inputs
         called = True
-        kept.append(inputs[0])
+        device = inputs[0].device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        kept.append(LazyLogits(model, inputs[0], dtype))
         return (inputs[0][:, :1], *inputs[1:])
 
     handle = plain_model(model).get_output_embeddings().register_forward_pre_hook(keep)

@@ -61,8 +61,8 @@ def of_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]], begin: in
         if not (after.startswith(before) and text.startswith(after)):
             raise ModelError(
                 f"the chat template writes the assistant's turn {number + 1} otherwise than behind its own "
-                "generation prompt, or anew when others follow, so what the model is to write cannot be told; mark it "
-                "in the template with {% generation %} ... {% endgeneration %}"
+                "generation prompt, or anew when others follow, so what the model is to write cannot be told; mark "
+                "it in the template with {% generation %} ... {% endgeneration %}"
             )
         spans.append((len(before), len(after)))
     read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

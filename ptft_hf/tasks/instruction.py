@@ -34,14 +34,14 @@ class Instruction(CausalLM):
     optional: Sequence[str] = ()
     otherwise: Sequence[Sequence[str]] = (("prompt", "completion"), ("text",))
     text_columns: Sequence[str] = ("messages", "prompt", "completion", "text")
-    group_column: str | None = None
+    group_column = None
     begins_from_nothing = False
     trains_end_token = True
     long_inputs = "were truncated"
     separating = "packing"
     cleaning = None
 
-    def __init__(self, recipe: InstructionRecipe) -> None:  # type: ignore[override]
+    def __init__(self, recipe: InstructionRecipe) -> None:
         """
         Raises:
             RecipeError: Upstream refuses the generation settings.

@@ -32,7 +32,7 @@ class LanguageModel(TaskDefaults):
     label_column: str | None = None
     best_metric = "loss"
     smooths_labels = True
-    group_column = "document"
+    group_column: str | None = "document"
     begins_from_nothing = True
     loss_from_states = True
     recipe: Any

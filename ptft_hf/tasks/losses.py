@@ -27,8 +27,9 @@ def cross_entropy(
         focal_gamma: 0 is cross-entropy.
     """
     if isinstance(logits, LazyLogits):
-        options = {"weights": weights, "label_smoothing": label_smoothing, "focal_gamma": focal_gamma}
-        return logits.summed(partial(cross_entropy, **options), labels)
+        return logits.summed(
+            partial(cross_entropy, weights=weights, label_smoothing=label_smoothing, focal_gamma=focal_gamma), labels
+        )
     logits = logits.float()
     if not focal_gamma:
         return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=label_smoothing)

@@ -123,9 +123,10 @@ def _end_of_turn(tokenizer: Any) -> int | None:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except Exception as error:  # a template is a program of the checkpoint's
         raise ModelError(f"the tokenizer's chat template cannot be used: {error}") from error
-    ids = tokenizer(text.rpartition("Answer.")[2], add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text.rpartition("Answer.")[2], add_special_tokens=False)["input_ids"]
     marks = marks_of(tokenizer)
-    return next((i for i in ids if i in marks), tokenizer.eos_token_id)
+    end: int | None = next((i for i in ids if i in marks), tokenizer.eos_token_id)
+    return end
 
 
 class Prompt(NamedTuple):
