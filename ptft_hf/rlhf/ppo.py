@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,18 +256,10 @@ class Run(Processes):
         if not alone:
             answers = self.gathered(answers, len(prompts))
         ids, pad = [prompt.ids for prompt in prompts], self.ready.tokenizer.pad_token_id
-        texts = [self.text(prompt.ids, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        decode = partial(rollouts.answer_text, self.ready.tokenizer)
+        texts = [decode(prompt.ids, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         made = rollouts.collate(ids, answers, self.ready.end_ids, pad, self.device)
         return Answered([prompt.text for prompt in prompts], texts, made)
-
-    def text(self, prompt: list[int], answer: list[int]) -> str:
-        """An answer's text. It is what the prompt's text goes on with: decoded alone, some tokenizers would drop the
-        space that it begins with."""
-        decode = self.ready.tokenizer.decode
-        before, whole = (decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *answer]))
-        return str(
-            whole[len(before) :] if whole.startswith(before) else decode(answer, skip_special_tokens=True)
-        )
 
     def score(self, batch: Answered) -> tuple[dict[str, list[float]], list[float] | None]:
         """Each reward's scores by its name, and the held-out judge's; each process scores its share."""

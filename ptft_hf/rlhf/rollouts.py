@@ -149,6 +149,14 @@ def _generate(
     return torch.stack(tokens, 1)
 
 
+def answer_text(tokenizer: Any, prompt: Sequence[int], answer: Sequence[int]) -> str:
+    """An answer's text. It is what the prompt's text goes on with: decoded alone, some tokenizers would drop the
+    space that it begins with."""
+    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *answer]))
+    alone = tokenizer.decode(answer, skip_special_tokens=True)
+    return str(whole[len(before) :] if whole.startswith(before) else alone)
+
+
 # ---- log-probabilities ----
 
 
