@@ -6,7 +6,6 @@ checkpoint appears whole or not at all; the order of the rows depends on the see
 
 from __future__ import annotations
 
-import shutil
 import time
 import warnings
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ptft_hf import checkpoints, forward, frozen
 from ptft_hf.adapters import Adapter
 from ptft_hf.adapters.states import STATE, load_state, save_state
+from ptft_hf.atomic import AtomicCheckpoints
 from ptft_hf.callbacks import Clock
 from ptft_hf.errors import RecipeError
 from ptft_hf.models import adapter_kind, depths, plain_model, trains_rows_alone, trunk_of
@@ -31,7 +31,7 @@ from ptft_hf.sampling import EpochSampler
 from ptft_hf.tasks import Task, figures
 
 
-class Trainer(transformers.Trainer):
+class Trainer(AtomicCheckpoints, transformers.Trainer):
     """Trains ``model`` on encoded rows of ``task``.
 
     Args:
@@ -231,38 +231,10 @@ class Trainer(transformers.Trainer):
             save_state(model, self.trained, folder)  # sharded models are upstream's to save and load
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Upstream's checkpoint, written beside its place, given a manifest, and renamed into it."""
         started = time.perf_counter()
-        root = Path(str(self.args.output_dir))
-        name = f"checkpoint-{self.state.global_step}"
-        staging = root / f"{checkpoints.STAGING}-{self.state.global_step}"
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
         self.running.gather()
-        self.accelerator.wait_for_everyone()
-        # A best checkpoint that is this one is known by its final place.
-        best = self.state.best_global_step
-        self._staging = staging
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = None
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            path = root / f"checkpoint-{best}" if best else None
-            self.state.best_model_checkpoint = str(path) if path else None
-            self.state.save_to_json(str(staging / name / "trainer_state.json"))
-            checkpoints.publish(staging / name, root / name)
-            staging.rmdir()
-            checkpoints.rotate(root, self.args.save_total_limit, best)
-        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
         self.clock.aside += time.perf_counter() - started
-
-    _staging: Path | None = None
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging is not None else str(super()._get_output_dir(trial))
 
     def _load_best_model(self) -> None:
         path = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.best_global_step}"

@@ -9,7 +9,7 @@ import pytest
 
 from ptft_hf.errors import RecipeError
 from ptft_hf.recipes.upstream import (
-    _fields,
+    class_fields,
     importable,
     installed_folders,
     peft_config_names,
@@ -51,9 +51,9 @@ def test_what_is_not_there_is_named() -> None:
     with pytest.raises(
         RecipeError, match="NoSuchClass is not in transformers/training_args of the installed"
     ):
-        _fields("transformers", "training_args", "NoSuchClass")
+        class_fields("transformers", "training_args", "NoSuchClass")
     with pytest.raises(RecipeError, match="'no_such_package' is not installed: pip install no_such_package"):
-        _fields("no_such_package", "config", "Config")
+        class_fields("no_such_package", "config", "Config")
     with pytest.raises(KeyError):
         peft_config_names("NO_SUCH_METHOD")
     assert installed_folders("no_such_package") == []

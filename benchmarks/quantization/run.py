@@ -1,5 +1,5 @@
-"""SmolLM2 with LoRA on a base in 4 bits, on a CPU: does it go on learning after an evaluation, and how far is it from LoRA
-on the base itself?
+"""SmolLM2 with LoRA on a base in 4 bits, on a CPU: does it go on learning after an evaluation, and how far is it from
+LoRA on the base itself?
 
     PTFT_TEST_DATA=... python benchmarks/quantization/run.py [--steps 60]
 

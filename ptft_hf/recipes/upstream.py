@@ -43,7 +43,7 @@ def training_argument_names() -> frozenset[str]:
     Raises:
         RecipeError: If transformers is not installed or its source is not laid out as expected.
     """
-    return _fields("transformers", "training_args", "TrainingArguments")
+    return class_fields("transformers", "training_args", "TrainingArguments")
 
 
 @cache
@@ -98,7 +98,7 @@ def peft_config_names(peft_type: str) -> frozenset[str]:
         RecipeError: If PEFT is not installed or its source is not laid out as expected.
     """
     module, name = _peft_configs()[peft_type]
-    return _fields("peft", module, name)
+    return class_fields("peft", module, name)
 
 
 @cache
@@ -121,7 +121,7 @@ def _peft_configs() -> dict[str, tuple[str, str]]:
     return found
 
 
-def _fields(package: str, module: str, name: str) -> frozenset[str]:
+def class_fields(package: str, module: str, name: str) -> frozenset[str]:
     """The ``__init__`` arguments of a dataclass: its own fields and those of its bases in the package."""
     home, node = _definition(package, module, name)
     if node is None:
@@ -129,7 +129,7 @@ def _fields(package: str, module: str, name: str) -> frozenset[str]:
     names: set[str] = set()
     for base in node.bases:
         if isinstance(base, ast.Name) and _definition(package, home, base.id)[1] is not None:
-            names |= _fields(package, home, base.id)
+            names |= class_fields(package, home, base.id)
     for line in node.body:
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
             names = (names | {line.target.id}) if _is_argument(line) else (names - {line.target.id})

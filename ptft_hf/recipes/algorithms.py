@@ -1,0 +1,117 @@
+"""Algorithms that TRL's trainers carry out, and all settings of such a run, checked before torch is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ptft_hf.errors import RecipeError, did_you_mean
+from ptft_hf.recipes import load_run, resolve_training
+from ptft_hf.recipes.documents import Document, Origin, parse
+from ptft_hf.recipes.models import AdapterRecipe, FullRecipe, PeftRecipe, TaskRecipe
+from ptft_hf.recipes.upstream import class_fields, training_argument_names
+
+
+class Algorithm(NamedTuple):
+    """One of TRL's trainers."""
+
+    family: str
+    """Of the tasks that it learns from."""
+    trainer: str
+    config: str
+    module: str
+    """Where the config is defined in TRL."""
+    rewards: bool
+    """Whether it is given rewards."""
+
+
+ALGORITHMS = {
+    "dpo": Algorithm("preference", "DPOTrainer", "DPOConfig", "trainer.dpo_config", False),
+    "kto": Algorithm("preference", "KTOTrainer", "KTOConfig", "trainer.kto_config", False),
+    "grpo": Algorithm("prompts", "GRPOTrainer", "GRPOConfig", "trainer.grpo_config", True),
+    "rloo": Algorithm("prompts", "RLOOTrainer", "RLOOConfig", "trainer.rloo_config", True),
+}
+"""Rafailov et al. 2023; Ethayarajh et al. 2024; Shao et al. 2024; Ahmadian et al. 2024."""
+PREFIX = "algorithm."
+
+
+class Settings(NamedTuple):
+    """Everything that a run by TRL was given."""
+
+    algorithm: Algorithm
+    task: TaskRecipe
+    adapter: AdapterRecipe
+    training: dict[str, Any]
+    """``TrainingArguments`` by name, of recipes and ``--set``."""
+    options: dict[str, Any]
+    """The algorithm's own (``beta``, ``num_generations``), by TRL's names."""
+
+
+def load_algorithm(
+    name: str, task: str | Path | TaskRecipe, adapter: str | Path | AdapterRecipe, sets: Sequence[str] = ()
+) -> Settings:
+    """Load and check all settings of a run by TRL.
+
+    Args:
+        name: A key of :data:`ALGORITHMS`.
+        task: A catalogue name, a file, or a recipe, of the algorithm's family.
+        adapter: The same of an adapter: a method of PEFT, or ``full``.
+        sets: As after ``--set``; ``algorithm.NAME=value`` is a field of TRL's config.
+
+    Raises:
+        RecipeError: With every fault of all of them.
+    """
+    if name not in ALGORITHMS:
+        near = did_you_mean(name, ALGORITHMS) or f"; there are {', '.join(ALGORITHMS)}"
+        raise RecipeError(f"algorithm: there is no {name!r}{near}")
+    algorithm = ALGORITHMS[name]
+    own = [pair for pair in sets if pair.startswith(PREFIX)]
+    options, problems = _options(algorithm, own)
+    try:
+        the_task, the_adapter, overrides = load_run(task, adapter, [pair for pair in sets if pair not in own])
+    except RecipeError as error:
+        raise RecipeError(*error.problems, *problems) from error
+    if the_task.family != algorithm.family:
+        problems.append(f"{the_task.name}: {name} learns from {algorithm.family}, and this is {the_task.family}")
+    if not isinstance(the_adapter, PeftRecipe | FullRecipe):
+        problems.append(f"{the_adapter.name}: TRL trains with a method of PEFT or in full, not {the_adapter.family}")
+    if problems:
+        raise RecipeError(*problems)
+    training = resolve_training({}, the_task.training, the_adapter.training, overrides.training)
+    return Settings(algorithm, the_task, the_adapter, training, options)
+
+
+@cache
+def option_names(algorithm: Algorithm) -> frozenset[str]:
+    """The fields that TRL's config has beside those of ``TrainingArguments``."""
+    return class_fields("trl", algorithm.module, algorithm.config) - training_argument_names()
+
+
+def _options(algorithm: Algorithm, pairs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    options: dict[str, Any] = {}
+    problems = []
+    for pair in pairs:
+        key, equals, text = (part.strip() for part in pair.partition("="))
+        name = key.removeprefix(PREFIX)
+        document = Document({}, {(): Origin("", Path.cwd())})
+        if not equals or not text:
+            problems.append(f"--set {pair}: expected key=value")
+        elif name not in option_names(algorithm):
+            near = did_you_mean(name, option_names(algorithm))
+            problems.append(f"--set {pair}: {algorithm.config} has no {name!r} of its own{near}")
+        else:
+            options[name] = parse(text, document)
+            problems += [f"--set {pair}: {problem.removeprefix(': ')}" for problem in document.problems]
+    return options, problems
+
+
+def said(settings: Settings) -> Mapping[str, Any]:
+    """As JSON."""
+    return {
+        "task": settings.task.model_dump(mode="json"),
+        "adapter": settings.adapter.model_dump(mode="json"),
+        "training": settings.training,
+        "options": settings.options,
+    }
