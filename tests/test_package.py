@@ -132,7 +132,7 @@ LAYERS = [
     {"records"},
     {"training"},
     {"rlhf"},
-    {"hub", "comparing", "tuning"},
+    {"hub", "comparing", "tuning", "feedback"},
     {"cli"},
     {"__main__"},
 ]

@@ -33,7 +33,7 @@ from ptft_hf.rlhf.preparing import (
 from ptft_hf.rlhf.records import describe, finish, identity
 from ptft_hf.rlhf.rewards import Answered
 from ptft_hf.rlhf.rollouts import Rollouts
-from ptft_hf.tasks.prompts import Prompt
+from ptft_hf.tasks.prompts import Prompt, answer_text
 
 SAMPLED_PROMPTS = 8
 """Held-out prompts on the page of samples."""
@@ -277,18 +277,10 @@ class Run:
         if not alone:
             answers = self.gathered(answers, len(prompts))
         ids, pad = [prompt.ids for prompt in prompts], self.ready.tokenizer.pad_token_id
-        texts = [self.text(prompt.ids, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        pairs = zip(prompts, answers, strict=True)
+        texts = [answer_text(self.ready.tokenizer, prompt.ids, answer) for prompt, answer in pairs]
         made = rollouts.collate(ids, answers, self.ready.end_ids, pad, self.device)
         return Answered([prompt.text for prompt in prompts], texts, made)
-
-    def text(self, prompt: list[int], answer: list[int]) -> str:
-        """An answer's text. It is what the prompt's text goes on with: decoded alone, some tokenizers would drop the
-        space that it begins with."""
-        decode = self.ready.tokenizer.decode
-        before, whole = (decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *answer]))
-        return str(
-            whole[len(before) :] if whole.startswith(before) else decode(answer, skip_special_tokens=True)
-        )
 
     def score(self, batch: Answered) -> tuple[dict[str, list[float]], list[float] | None]:
         """Each reward's scores by its name, and the held-out judge's; each process scores its share."""

@@ -95,6 +95,15 @@ class Prompts:
         return Prompt(ids, text, row.get("reference") or "")
 
 
+def answer_text(tokenizer: Any, prompt: list[int], answer: list[int]) -> str:
+    """An answer's text. It is what the prompt's text goes on with: decoded alone, some tokenizers would drop the
+    space that it begins with."""
+    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *answer]))
+    if whole.startswith(before):
+        return str(whole[len(before) :])
+    return str(tokenizer.decode(answer, skip_special_tokens=True))
+
+
 def _load(source: Any, columns: Mapping[str, str], seed: int) -> data.Splits:
     options: dict[str, Any] = {"required": ("prompt",), "optional": ("reference",), "label_column": None}
     return data.load_splits(source, columns=columns, seed=seed, **options)
