@@ -20,12 +20,12 @@ needs_server = pytest.mark.skipif(
 
 
 def collection(path: Path, pairs: int) -> Path:
-    """A database with so many prompts and one pair each: answer ``short i`` of ``one``, ``a longer one i`` of
-    ``other``."""
+    """A database with so many prompts and one pair each: answer ``short i`` of ``alpha``, ``a longer one i`` of
+    ``beta``."""
     with Store(path, create=True) as store:
         store.add(
             [
-                (f"prompt {i}", [Answer("one", 0, f"short {i}"), Answer("other", 0, f"a longer one {i}")])
+                (f"prompt {i}", [Answer("alpha", 0, f"short {i}"), Answer("beta", 0, f"a longer one {i}")])
                 for i in range(pairs)
             ]
         )
@@ -36,7 +36,7 @@ def judge_all(store: Store, annotator: str, choose: object = "left", policy: Pol
     """Judge until nothing is left; ``choose`` is a verdict, or a source whose answer is always better. How many."""
     count = 0
     while (shown := assign(store, annotator, policy)) is not None:
-        verdict = {"one": "left" if shown.left.startswith("short") else "right"}.get(str(choose), str(choose))
+        verdict = {"alpha": "left" if shown.left.startswith("short") else "right"}.get(str(choose), str(choose))
         assert judge(store, shown.assignment, verdict)
         count += 1
     return count

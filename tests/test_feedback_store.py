@@ -50,7 +50,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path):
     text.write_text("not a database, but long enough to be taken for one" * 40)
     Store(later, create=True).close()
     sqlite3.connect(later).execute("PRAGMA user_version = 99")
-    for path, words in ((other, "not one of"), (text, "no database"), (later, "version 99"), (tmp_path / "g", "exist")):
+    gone = tmp_path / "gone"
+    for path, words in ((other, "not one of"), (text, "no database"), (later, "version 99"), (gone, "not exist")):
         with pytest.raises(DataError, match=words):
             Store(path)
     with pytest.raises(OutputError, match="its folder does not exist"):
@@ -122,18 +123,18 @@ def test_two_annotators_never_get_the_same_pair_without_overlap(store: Store):
 
 
 def test_a_share_of_pairs_is_given_to_two_and_raising_it_adds_pairs(tmp_path: Path):
-    store = Store(collection(tmp_path / "f.sqlite", 400))
+    store = Store(collection(tmp_path / "f.sqlite", 120))
     sizes = {share: progress(store, "anna", Policy(overlap=share)).needed for share in (0, 0.1, 0.5, 1)}
-    assert sizes[0] == 400 and sizes[1] == 800
-    assert 420 <= sizes[0.1] <= 460 and 560 <= sizes[0.5] <= 640  # three standard deviations
+    assert sizes[0] == 120 and sizes[1] == 240
+    assert 122 <= sizes[0.1] <= 142 and 163 <= sizes[0.5] <= 197  # three standard deviations
     half = Policy(overlap=0.5)
-    for name, expected in (("anna", 400), ("ben", sizes[0.5] - 400), ("cora", 0)):
+    for name, expected in (("anna", 120), ("ben", sizes[0.5] - 120), ("cora", 0)):
         assert judge_all(store, name, policy=half) == expected
     pairs = Counter(one.pair for one in store.judgements())
     assert set(pairs.values()) == {1, 2}
     assert len({(one.pair, one.annotator) for one in store.judgements()}) == sizes[0.5]
     three = Policy(overlap=0.1, annotators=3)
-    assert progress(store, "anna", three).needed == 400 + 2 * (sizes[0.1] - 400)
+    assert progress(store, "anna", three).needed == 120 + 2 * (sizes[0.1] - 120)
 
 
 def test_what_somebody_left_on_the_screen_is_given_on(store: Store, monkeypatch: pytest.MonkeyPatch):
@@ -174,10 +175,10 @@ def test_uncertain_pairs_come_first(tmp_path: Path):
 
 
 def test_options_that_mean_nothing_are_named_together():
-    with pytest.raises(DataError) as raised:
-        Policy("uncertian", 1.5, 1).check()
-    assert len(raised.value.problems) == 3
-    assert "did you mean 'uncertain'?" in str(raised.value)
+    faults = Policy("uncertian", 1.5, 1).faults()
+    assert len(faults) == 3
+    assert "did you mean 'uncertain'?" in faults[0]
+    assert Policy().faults() == []
 
 
 def test_one_name_is_one_annotator(store: Store):
@@ -205,7 +206,7 @@ def test_threads_that_judge_at_once(tmp_path: Path):
 
 
 JUDGE = """
-import sys
+import sys, time
 from ptft_hf.feedback.choosing import Policy
 from ptft_hf.feedback.judging import assign, judge
 from ptft_hf.feedback.store import Store
@@ -213,13 +214,14 @@ store = Store(sys.argv[1])
 while (shown := assign(store, sys.argv[2], Policy(overlap=1))) is not None:
     assert judge(store, shown.assignment, "left")
     print(shown.assignment, flush=True)
+    time.sleep(0.002)  # or the other would wait for the file
 """
 
 
 def test_two_processes_killed_between_and_within_clicks_lose_nothing(tmp_path: Path):
-    path = collection(tmp_path / "f.sqlite", 3_000)
+    path = collection(tmp_path / "f.sqlite", 2_000)
     said: list[str] = []
-    for _ in range(3):
+    for _ in range(2):
         processes = [
             subprocess.Popen([sys.executable, "-c", JUDGE, str(path), name], stdout=subprocess.PIPE, text=True)
             for name in ("anna", "ben")

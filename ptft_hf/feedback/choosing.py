@@ -6,7 +6,7 @@ from __future__ import annotations
 import sqlite3
 from typing import NamedTuple
 
-from ptft_hf.errors import DataError, did_you_mean
+from ptft_hf.errors import did_you_mean
 
 RESERVED_SECONDS = 1800.0
 """A pair that is on somebody's screen is kept from others for so long; then that person is taken to have left."""
@@ -25,12 +25,8 @@ class Policy(NamedTuple):
     annotators: int = 2
     """How many judge a pair of that share; all others are judged by one."""
 
-    def check(self) -> None:
-        """Refuse values that mean nothing.
-
-        Raises:
-            DataError: With every fault.
-        """
+    def faults(self) -> list[str]:
+        """Values that mean nothing, one sentence each."""
         faults = []
         if self.order not in ORDERS:
             near = did_you_mean(self.order, ORDERS) or " (random or uncertain)"
@@ -39,8 +35,7 @@ class Policy(NamedTuple):
             faults.append(f"overlap: {self.overlap} is no share from 0 to 1")
         if self.annotators < 2:
             faults.append(f"annotators: {self.annotators} is not at least 2; for one annotator a pair give overlap 0")
-        if faults:
-            raise DataError(*faults)
+        return faults
 
 
 NEEDED = "iif(p.draw < :overlap, :annotators, 1)"

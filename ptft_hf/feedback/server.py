@@ -270,8 +270,9 @@ def serve(
         OutputError: The address cannot be had.
     """
     policy = policy or Policy()
-    token = check_token(token)
-    policy.check()
+    token = token or secrets.token_urlsafe(32)
+    if faults := [*policy.faults(), *address_faults(port, token)]:
+        raise DataError(*faults)
     with Store(database) as store:
         if not store.counts()["pairs"]:
             raise DataError(f"{database}: holds no pairs yet; `ptft feedback generate` or `import` adds some")
@@ -297,17 +298,14 @@ def serve(
             uvicorn.Server(config).run(sockets=[server])
 
 
-def check_token(token: str | None) -> str:
-    """The token, or a new one of 256 random bits.
-
-    Raises:
-        DataError: It is too short, or has characters that a link cannot have.
-    """
-    if token is None:
-        return secrets.token_urlsafe(32)
+def address_faults(port: int, token: str) -> list[str]:
+    """What is wrong with them, one sentence each."""
+    faults = []
+    if not 0 <= port < 2**16:
+        faults.append(f"port: {port} is not a number from 0 to 65535")
     if not re.fullmatch(r"[A-Za-z0-9_-]{16,}", token):
-        raise DataError("token: give at least 16 letters, digits, - or _ (or none, and a random one is made)")
-    return token
+        faults.append("token: give at least 16 letters, digits, - or _ (or none, and a random one is made)")
+    return faults
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -319,6 +317,6 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        what = getattr(error, "strerror", None) or str(error)
-        raise OutputError(f"--host {host} --port {port}: {what}; --port 0 takes any port that is free") from error
+    except OSError as error:
+        where = f"--host {host} --port {port}"
+        raise OutputError(f"{where}: {error.strerror}; --port 0 takes any port that is free") from error

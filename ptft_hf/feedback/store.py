@@ -55,6 +55,7 @@ CREATE TABLE assignments (                      -- one for each time that a pair
   judged_at REAL,
   withdrawn_at REAL                             -- undone, or passed on to somebody else
 );
+CREATE INDEX by_place ON pairs (place);
 CREATE INDEX of_pair ON assignments (pair);
 CREATE UNIQUE INDEX once_each ON assignments (pair, annotator) WHERE withdrawn_at IS NULL;
 CREATE UNIQUE INDEX one_at_a_time ON assignments (annotator) WHERE verdict IS NULL AND withdrawn_at IS NULL;
