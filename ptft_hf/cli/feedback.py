@@ -47,7 +47,7 @@ def generate(
     from ptft_hf.feedback import generating
 
     keep_freed_memory()
-    with stoppable("the same command goes on with the prompts that are left", output):
+    with stoppable("the same command goes on with the prompts that are left"):
         added = generating.generate(
             model=model,
             task=task,

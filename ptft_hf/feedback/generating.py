@@ -262,7 +262,8 @@ def load_decoder(reference: str, dtype: str) -> tuple[Any, Any]:
     elif recipes.saved_adapter_kind(reference) is not None:
         config = checkpoints.read_json(folder / "adapter_config.json")
         base = str(config.get("base_model_name_or_path"))
-        model = adapters.load(_checkpoint(base), folder)
+        with models.reading(reference):
+            model = adapters.load(_checkpoint(base), folder)
     else:
         model = _checkpoint(reference)
     own = base is None or (folder / "tokenizer_config.json").is_file()
