@@ -17,6 +17,7 @@ if (box) {
   });
 }
 show();
+for (const prompt of document.querySelectorAll(".prompt")) prompt.scrollTop = prompt.scrollHeight; // what is asked
 addEventListener("submit", () => { sent = true; });
 addEventListener("pageshow", () => { sent = false; });
 addEventListener("keydown", (event) => {
