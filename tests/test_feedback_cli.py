@@ -19,7 +19,7 @@ from ptft_hf.feedback.store import Store
 from tests.commands import Ptft, ptft  # noqa: F401
 from tests.conftest import write_rows
 from tests.feedback import collection, judge_all, needs_server
-from tests.ppo_runs import TEXTS, make_language_model
+from tests.ppo_runs import TEXTS, make_language_model, run_ppo
 from tests.tiny import make_checkpoint
 
 VERBS = ("generate", "import", "serve", "stats", "export")
@@ -34,7 +34,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def task(tmp_path: Path) -> Path:
     """A recipe of 40 prompts for training, and a few others."""
     for name, count in (("train", 40), ("dev", 2), ("test", 2)):
-        write_rows(tmp_path / f"{name}.jsonl", [{"prompt": f"{TEXTS[i % 8]} {name} {i}"} for i in range(count)])
+        rows = [{"prompt": f"{TEXTS[i % 8]} {name} {i}"} for i in range(count)]
+        write_rows(tmp_path / f"{name}.jsonl", [rows[0], *rows])  # one prompt stands there twice
     path = tmp_path / "prompts.yaml"
     path.write_text(
         "family: prompts\n"
@@ -139,6 +140,18 @@ def test_an_adapter_and_its_base(ptft: Ptft, policy: Path, task: Path, tmp_path:
     assert len({row[3] for row in texts(tmp_path / "f.sqlite")}) == 6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["lora/r16_all_linear", "full/default"])
+def test_the_folder_of_a_finished_ppo_run_answers(
+    ptft: Ptft, policy: Path, task: Path, tmp_path: Path, adapter: str
+):
+    run_ppo(policy, tmp_path / "run", adapter=adapter, total_episodes=8)
+    flags = ["--task", task, "--prompts", 3, "--output", tmp_path / "f.sqlite"]
+    done = ptft("feedback", "generate", "--model", policy, "--model", tmp_path / "run", *flags)
+    assert done.code == 0, done.err
+    assert len(texts(tmp_path / "f.sqlite")) == 6
+
+
 # ---- import, stats, export ----
 
 
@@ -197,7 +210,7 @@ GENERATE = "generate --model policy --task prompts.yaml --output new.sqlite"
         (f"{GENERATE} --model policy", ("name at least one, and each once",)),
         (f"{GENERATE} --dtype int8", ("'int8' is no dtype",)),
         ("import gone.jsonl --output new.sqlite", ("gone.jsonl: cannot be read",)),
-        ("import train.jsonl --output new.sqlite", ("row 1: has no 'chosen'", "and 75 more")),
+        ("import train.jsonl --output new.sqlite", ("row 1: has no 'chosen'", "and 77 more")),
         ("serve gone.sqlite", ("gone.sqlite: does not exist",)),
         ("serve prompts.yaml", ("no database",)),
         ("serve f.sqlite --next best --overlap 2 --annotators 1 --token short --port 99999",

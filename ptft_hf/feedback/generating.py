@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -68,7 +68,7 @@ def generate(
         data: Instead of the recipe's own; what :func:`ptft_hf.train` takes.
         answers: To each prompt, by the models in turn.
         split: ``train``, ``validation`` or ``test``.
-        prompts: The first so many; None: all.
+        prompts: The first so many, those that stand there twice once; None: all.
         temperature: Of the distribution that is sampled from, which is not cut. None: the recipe's ``ppo`` one, else
             PPO's default, so that people judge what PPO would be trained on.
         max_new_tokens: The longest answer. None: the recipe's ``response_length``, else PPO's default.
@@ -95,18 +95,26 @@ def generate(
     splits = Prompts(recipe).load_splits(source, seed)
     for note in splits.notes:
         report.say(f"- {note}")
-    rows = getattr(splits, split)
-    rows = rows.select(range(min(len(rows), prompts or len(rows))))
+    rows = distinct(getattr(splits, split), prompts)
     check_database(database, sampling)
+    options = {key: value for key, value in recipe.model.items() if key != "max_length"}
     added = []
     for place, name in enumerate(sources):
-        decoder = load_decoder(name, dtype)
+        decoder = load_decoder(name, dtype, options)
         with Store(database, create=True) as store:
             check_same(store, sampling)
             each = len(range(place, answers, len(sources)))
             added.append(write(store, recipe, name, decoder, each, rows, sampling))
     texts = {text for one in added for text in one[0]}
     return Generated(len(texts), *(sum(counts) for counts in list(zip(*added, strict=True))[1:]))
+
+
+def distinct(rows: Any, count: int | None) -> Any:
+    """The first so many rows whose prompts differ."""
+    first: dict[str, int] = {}
+    for place, prompt in enumerate(rows["prompt"]):
+        first.setdefault(json.dumps(prompt), place)
+    return rows.select(list(first.values())[:count])
 
 
 def check_task(task: str | Path | PromptsRecipe) -> PromptsRecipe:
@@ -199,7 +207,7 @@ def write(
     for note in notes:
         report.say(f"- {source}: {note}")
     there = store.answered()
-    wanted = [p for p in dict((p.text, p) for p in found).values() if there.get((p.text, source), 0) < each]
+    wanted = [prompt for prompt in found if there.get((prompt.text, source), 0) < each]
     report.say(f"- {source}: {len(wanted):,} of {len(found):,} prompts are to be answered")
     fields = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
     fields |= {"max_new_tokens": sampling.max_new_tokens, "num_beams": 1}
@@ -243,31 +251,33 @@ def _draw(
 CAUSAL = "AutoModelForCausalLM"
 
 
-def load_decoder(reference: str, dtype: str) -> tuple[Any, Any]:
+def load_decoder(reference: str, dtype: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """A model that writes, in evaluation mode, and its tokenizer.
 
     Args:
         reference: A Hub id or checkpoint, the folder of a run, or that of a PEFT adapter.
         dtype: Computes in this type.
+        options: ``from_pretrained``'s, for checkpoints; runs know their own.
 
     Raises:
         ModelError: It is no decoder, or cannot be loaded.
         CheckpointError: The folder of a run is damaged.
     """
-    folder = Path(reference)
-    computes_in = models.as_dtype(dtype)
-    base = None
+    folder, computes_in = Path(reference), models.as_dtype(dtype)
+    reader: tuple[str, Mapping[str, Any]] = (reference, {})
     if (folder / "run.json").is_file():
         model = _of_run(folder)
     elif recipes.saved_adapter_kind(reference) is not None:
         config = checkpoints.read_json(folder / "adapter_config.json")
         base = str(config.get("base_model_name_or_path"))
         with models.reading(reference):
-            model = adapters.load(_checkpoint(base), folder)
+            model = adapters.load(_checkpoint(base, options), folder)
+        if not (folder / "tokenizer_config.json").is_file():
+            reader = (base, options)
     else:
-        model = _checkpoint(reference)
-    own = base is None or (folder / "tokenizer_config.json").is_file()
-    tokenizer = models.load_tokenizer(reference if own else str(base))
+        model = _checkpoint(reference, options)
+        reader = (reference, options)
+    tokenizer = models.load_tokenizer(reader[0], **reader[1])
     if models.plain_model(model).config.is_encoder_decoder or tokenizer.eos_token_id is None:
         raise ModelError(f"{reference}: a decoder with an end token is needed, which goes on from a prompt")
     models.ensure_padding(models.plain_model(model), tokenizer)
@@ -275,8 +285,8 @@ def load_decoder(reference: str, dtype: str) -> tuple[Any, Any]:
     return (model.to("cuda") if torch.cuda.is_available() else model).eval(), tokenizer
 
 
-def _checkpoint(reference: str) -> Any:
-    loaded = models.load_model(reference, CAUSAL, config={})
+def _checkpoint(reference: str, options: Mapping[str, Any]) -> Any:
+    loaded = models.load_model(reference, CAUSAL, config={}, **options)
     if loaded.new:
         raise ModelError(f"{reference}: no language model: {sorted(loaded.new)[:3]} are not in the checkpoint")
     return loaded.model
