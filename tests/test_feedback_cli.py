@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,24 @@ def test_two_models_answer_in_turn_and_another_temperature_is_refused(
     assert "its answers were drawn with temperature 1.0, not 0.5" in refused.err
 
 
+def test_models_that_read_other_prompts_are_refused(ptft: Ptft, policy: Path, task: Path, tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    one, other = (shutil.copytree(policy, tmp_path / name) for name in ("one", "other"))
+    for folder, template in ((one, "{{ messages[0].content }}"), (other, "User: {{ messages[0].content }}")):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(folder)
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in TEXTS]
+    for name in ("train", "dev", "test"):
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    flags = ["--model", one, "--model", other, "--task", task, "--output", tmp_path / "f.sqlite"]
+    done = ptft("feedback", "generate", *flags)
+    assert done.code == 2
+    assert f"{other}: reads the prompts otherwise than {one} " in done.err
+
+
+@pytest.mark.slow
 def test_an_adapter_and_its_base(ptft: Ptft, policy: Path, task: Path, tmp_path: Path):
     import peft
     import transformers

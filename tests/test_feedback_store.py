@@ -37,11 +37,12 @@ def verdicts(store: Store) -> list[str]:
 def test_all_answers_to_a_prompt_are_paired_but_those_of_the_same_text(tmp_path: Path):
     with Store(tmp_path / "f.sqlite", create=True) as store:
         answers = [Answer("m", i, text) for i, text in enumerate(("a", "b", " a\n", "c"))]
-        assert store.add([("p", answers)]) == 5  # six couples, less a and " a\n"
+        assert store.add([("p", answers)]) == 3  # a b, a c, b c
         assert store.add([("p", answers)]) == 0
-        assert store.add([("p", [Answer("n", 0, "d")])]) == 4
-        assert store.counts() == {"prompts": 1, "answers": 5, "pairs": 9}
-        assert store.answered() == {("p", "m"): 4, ("p", "n"): 1}
+        assert store.add_pairs([("p", "x", "y"), ("p", "x", "z")]) == 2
+        assert store.add([("p", [Answer("n", 0, "d")])]) == 3
+        assert store.counts() == {"prompts": 1, "answers": 8, "pairs": 8}
+        assert store.answered() == {("p", "m"): 4, ("p", "n"): 1, ("p", "chosen"): 1, ("p", "rejected"): 2}
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path):

@@ -62,7 +62,7 @@ def import_pairs(file: str | Path, database: str | Path) -> Imported:
     rows = [(row["prompt"], row["chosen"], row["rejected"]) for row in found]
     different = [row for row in rows if row[1].strip() != row[2].strip()]
     with Store(database, create=True) as store:
-        pairs = store.add_pairs(different, ("chosen", "rejected"))
+        pairs = store.add_pairs(different)
     return Imported(pairs, len(rows) - len(different), len(different) - pairs)
 
 

@@ -98,15 +98,23 @@ def generate(
     rows = distinct(getattr(splits, split), prompts)
     check_database(database, sampling)
     options = {key: value for key, value in recipe.model.items() if key != "max_length"}
-    added = []
+    added, read = [], set[str]()
     for place, name in enumerate(sources):
         decoder = load_decoder(name, dtype, options)
+        found = read_prompts(recipe, name, decoder, rows)
+        texts = {prompt.text for prompt in found}
+        if read and read.isdisjoint(texts):
+            raise ModelError(
+                f"{name}: reads the prompts otherwise than {sources[0]} (by another tokenizer or chat template), so "
+                "that no two answers are to the same text; give the prompts as whole texts, or models of one kind"
+            )
+        read = read or texts
         with Store(database, create=True) as store:
             check_same(store, sampling)
             each = len(range(place, answers, len(sources)))
-            added.append(write(store, recipe, name, decoder, each, rows, sampling))
-    texts = {text for one in added for text in one[0]}
-    return Generated(len(texts), *(sum(counts) for counts in list(zip(*added, strict=True))[1:]))
+            added.append(write(store, name, decoder, each, found, sampling))
+    answered = {text for one in added for text in one[0]}
+    return Generated(len(answered), *(sum(counts) for counts in list(zip(*added, strict=True))[1:]))
 
 
 def distinct(rows: Any, count: int | None) -> Any:
@@ -187,13 +195,22 @@ def check_same(store: Store, sampling: Sampling) -> None:
         raise OutputError(*other)
 
 
+def read_prompts(recipe: PromptsRecipe, source: str, decoder: tuple[Any, Any], rows: Any) -> list[Prompt]:
+    """The prompts as a model reads them, without those that are too long for it, which are counted aloud."""
+    model, tokenizer = decoder
+    longest = models.longest_input(model, tokenizer, recipe.model.get("max_length"))
+    found, notes = Prompts(recipe).encode(rows, tokenizer, longest)
+    for note in notes:
+        report.say(f"- {source}: {note}")
+    return found
+
+
 def write(
     store: Store,
-    recipe: PromptsRecipe,
     source: str,
     decoder: tuple[Any, Any],
     each: int,
-    rows: Any,
+    prompts: Sequence[Prompt],
     sampling: Sampling,
 ) -> tuple[set[str], int, int, int]:
     """Draw and store ``each`` answers of one model to every prompt that has fewer.
@@ -202,13 +219,9 @@ def write(
         Prompts that got answers, and numbers of answers, of those that were cut off, and of new pairs.
     """
     model, tokenizer = decoder
-    longest = models.longest_input(model, tokenizer, recipe.model.get("max_length"))
-    found, notes = Prompts(recipe).encode(rows, tokenizer, longest)
-    for note in notes:
-        report.say(f"- {source}: {note}")
     there = store.answered()
-    wanted = [prompt for prompt in found if there.get((prompt.text, source), 0) < each]
-    report.say(f"- {source}: {len(wanted):,} of {len(found):,} prompts are to be answered")
+    wanted = [prompt for prompt in prompts if there.get((prompt.text, source), 0) < each]
+    report.say(f"- {source}: {len(wanted):,} of {len(prompts):,} prompts are to be answered")
     fields = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
     fields |= {"max_new_tokens": sampling.max_new_tokens, "num_beams": 1}
     ends = generation.settle(model, tokenizer, tokenizer.eos_token_id, fields)

@@ -23,6 +23,8 @@ VERSION = 1
 BUSY_SECONDS = 30.0
 """How long another process may hold the file before we give up."""
 
+IMPORTED = ("chosen", "rejected")
+"""Sources of answers that come from a file of preferences."""
 VERDICTS = ("left", "right", "tie", "both_bad", "skip")
 
 SCHEMA = """
@@ -204,14 +206,13 @@ class Store:
         with self.transaction() as db:
             db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
 
-    def add(self, prompts: Sequence[tuple[str, Sequence[Answer]]], *, pairs: bool = True) -> int:
-        """Store answers to prompts, in one transaction; what is there already stays as it is.
+    def add(self, prompts: Sequence[tuple[str, Sequence[Answer]]]) -> int:
+        """Store answers to prompts, in one transaction, and all pairs of those that a prompt has then, without those
+        that were imported. What is there already stays as it is. Of answers that are the same but for white space
+        around them only the first is paired.
 
         Args:
             prompts: Texts, each with its answers.
-            pairs: Pair each prompt's answers with each other and with those that were there; texts that are the
-                same but for white space around them make no pair.
-
         Returns:
             How many pairs are new.
         """
@@ -224,18 +225,20 @@ class Store:
                     "INSERT OR IGNORE INTO answers (prompt, source, number, text) VALUES (?, ?, ?, ?)",
                     [(prompt, *answer) for answer in answers],
                 )
-                if pairs:
-                    rows = db.execute("SELECT id, text FROM answers WHERE prompt = ? ORDER BY id", (prompt,))
-                    for first, second in itertools.combinations(rows.fetchall(), 2):
-                        _add_pair(db, text, first, second)
+                rows = db.execute(
+                    "SELECT id, text FROM answers WHERE prompt = ? AND source NOT IN (?, ?) ORDER BY id DESC",
+                    (prompt, *IMPORTED),
+                )
+                first_of = {answer.strip(): (identity, answer) for identity, answer in rows}
+                for first, second in itertools.combinations(sorted(first_of.values()), 2):
+                    _add_pair(db, text, first, second)
             return _count(db, "pairs") - before
 
-    def add_pairs(self, rows: Sequence[tuple[str, str, str]], sources: tuple[str, str]) -> int:
+    def add_pairs(self, rows: Sequence[tuple[str, str, str]]) -> int:
         """Store pairs as they are, in one transaction; those that are there already stay as they are.
 
         Args:
-            rows: Prompt, first and second answer.
-            sources: Where the first and the second answers are from.
+            rows: Prompt, chosen and rejected answer.
 
         Returns:
             How many pairs are new.
@@ -245,7 +248,7 @@ class Store:
             for text, *texts in rows:
                 db.execute("INSERT OR IGNORE INTO prompts (text) VALUES (?)", (text,))
                 (prompt,) = db.execute("SELECT id FROM prompts WHERE text = ?", (text,)).fetchone()
-                ids = [_answer(db, prompt, *each) for each in zip(sources, texts, strict=True)]
+                ids = [_answer(db, prompt, *each) for each in zip(IMPORTED, texts, strict=True)]
                 _add_pair(db, text, *zip(ids, texts, strict=True))
             return _count(db, "pairs") - before
 
@@ -328,8 +331,6 @@ def _add_pair(
     db: sqlite3.Connection, prompt: str, first: tuple[int, str], second: tuple[int, str]
 ) -> None:
     """Its random numbers follow from its texts, so that they do not depend on when it was stored."""
-    if first[1].strip() == second[1].strip():
-        return
     digest = hashlib.sha256("\0".join((prompt, first[1], second[1])).encode()).digest()
     place, draw = (int.from_bytes(part, "big") / 2**64 for part in (digest[:8], digest[8:16]))
     db.execute(
