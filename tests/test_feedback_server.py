@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
 import socket
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,6 +225,21 @@ def test_forms_that_are_not_ours(store: Store, fields: dict[str, str], words: st
     done = Browser(app(store), "anna").post("/judge", **fields)
     assert done.status_code == 400
     assert words in done.text
+
+
+def test_a_click_that_cannot_be_written_says_so_and_works_when_it_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ptft_hf.feedback.store.BUSY_SECONDS", 0.05)
+    with Store(collection(tmp_path / "f.sqlite", 1)) as store:
+        browser = Browser(app(store), "anna")
+        fields = {"assignment": browser.assignment(), "verdict": "tie"}
+        with contextlib.closing(sqlite3.connect(store.path)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            refused = browser.post("/judge", **fields)
+        assert (refused.status_code, refused.text) == (503, f"503: {store.path}: database is locked\n")
+        assert browser.post("/judge", **fields).status_code == 303
+        assert [one.verdict for one in store.judgements()] == ["tie"]
 
 
 # ---- starting it ----

@@ -90,7 +90,7 @@ def test_two_annotators(tmp_path: Path):
         "prompts": 12, "answers": 24, "pairs": 12, "judged": 12, "judgements": 24, "skipped": 0
     }  # fmt: skip
     assert found["agreement"]["method"] == "Cohen's kappa"
-    assert found["agreement"]["kappa"]["value"] is None  # "alpha" is first throughout: nothing is beyond chance
+    assert found["agreement"]["kappa"]["value"] == 1  # though both prefer "alpha" throughout: it is not always first
     assert found["agreement"]["raw"]["value"] == 1
     assert found["longer"]["value"] == 0
     assert found["reward"]["of"] == 0
@@ -111,10 +111,12 @@ def test_three_annotators_and_a_reward_model(tmp_path: Path):
     assert [(couple["first"], couple["second"]) for couple in found["agreement"]["couples"]] == [
         ("anna", "ben"), ("anna", "cora"), ("ben", "cora")
     ]  # fmt: skip
-    first = sum(one.preferred == 0 for one in store.judgements() if one.annotator == "anna")
-    counts = [[2, 0, 1]] * first + [[1, 1, 1]] * (10 - first)
+    counts, same = np.zeros((10, 3)), 0
+    for one in store.judgements():
+        counts[one.pair - 1, 2 if one.preferred is None else one.preferred] += 1
+        same += one.preferred is not None and one.answers[one.preferred].source == "alpha"
     assert found["agreement"]["kappa"]["value"] == pytest.approx(fleiss_kappa(counts))
-    assert found["reward"] == share(10 + first, 20)._asdict()
+    assert found["reward"] == share(same, 20)._asdict()
 
 
 def test_an_empty_collection_has_no_figures_and_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

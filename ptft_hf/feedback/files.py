@@ -86,7 +86,7 @@ def export_preferences(database: str | Path | Store, file: str | Path, *, ties: 
         database: The file, or the opened store.
         file: Replaced as a whole, or not at all.
         ties: Write pairs of which most annotators prefer neither answer, too, with ``"tie": true`` (``false`` for all
-            others); ``chosen`` is then the answer that was stored first. Pairs of which all who prefer neither say
+            others); ``chosen`` is then one or the other. Pairs of which all who prefer neither say
             that both are bad are left out nevertheless: there is nothing to choose there.
 
     Raises:

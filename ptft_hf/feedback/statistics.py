@@ -18,7 +18,8 @@ from ptft_hf.feedback.store import Judgement, Store
 
 RESAMPLES = 9_999
 CATEGORIES = ("first", "second", "tie", "both_bad")
-"""What can be said of a pair; sides do not count."""
+"""What can be said of a pair. Which answer is the first is random, and the same for all annotators; the sides on
+which they saw it do not count."""
 
 Counts = npt.NDArray[np.float64]
 

@@ -330,9 +330,12 @@ def _answer(db: sqlite3.Connection, prompt: int, source: str, text: str) -> int:
 def _add_pair(
     db: sqlite3.Connection, prompt: str, first: tuple[int, str], second: tuple[int, str]
 ) -> None:
-    """Its random numbers follow from its texts, so that they do not depend on when it was stored."""
+    """Its random numbers follow from its texts, so that they do not depend on when it was stored. So does which
+    answer is the first: were it always the same model's, or the chosen one, a kappa would take what annotators agree
+    on for chance."""
     digest = hashlib.sha256("\0".join((prompt, first[1], second[1])).encode()).digest()
     place, draw = (int.from_bytes(part, "big") / 2**64 for part in (digest[:8], digest[8:16]))
+    first, second = (second, first) if digest[16] % 2 else (first, second)
     db.execute(
         "INSERT OR IGNORE INTO pairs (first, second, place, draw) VALUES (?, ?, ?, ?)",
         (first[0], second[0], place, draw),
