@@ -94,8 +94,8 @@ def _number(value: Counts) -> float | None:
 
 def bootstrap(kappa: Callable[[Counts], Counts], counts: Counts, observations: int) -> Interval:
     """A kappa of ``[N, ...]`` with its percentile bootstrap interval over the ``N`` pairs (Efron & Tibshirani 1993,
-    chapter 13); always the same for the same counts. Of few pairs it is a little too narrow (in 300 drawn samples with
-    a true kappa of 0.6 it held that in 92 % with 20 and with 50 pairs, in 96 % with 200), and where all agree in
+    chapter 13); always the same for the same counts. Of few pairs it is a little too narrow (in 300 drawn samples
+    with a true kappa of 0.6 it held that in 92 % with 20 and with 50 pairs, in 96 % with 200), and where all agree in
     everything it has no width: then read it with the number of pairs.
 
     Args:
