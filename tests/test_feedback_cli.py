@@ -71,6 +71,7 @@ def test_the_verbs_explain_themselves_and_every_option(ptft: Ptft, monkeypatch: 
         assert not [line for line in lines if line.rstrip("│ ").endswith(">")], "without a word of help"
 
 
+@needs_server
 def test_the_names_from_python_are_these():
     for name in feedback.__all__:
         assert getattr(feedback, name).__doc__
