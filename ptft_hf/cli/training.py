@@ -1,4 +1,4 @@
-"""Verbs that train: train, ppo, compare, tune."""
+"""Verbs that train: train, ppo, rlhf, compare, tune."""
 
 from __future__ import annotations
 
@@ -106,6 +106,24 @@ def ppo(
             resume=resume,
             overwrite=overwrite,
         )
+
+
+@app.command()
+def rlhf(
+    pipeline: Annotated[
+        Path, typer.Argument(metavar="PIPELINE", help="YAML file that names the stages.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the stages; what is done in it is not run again.")],
+) -> None:
+    """Run SFT, a reward model, PPO and the comparison with where it started, stage by stage, and write a report."""
+    from ptft_hf.recipes.pipeline import load_pipeline
+
+    recipe = load_pipeline(pipeline)
+    from ptft_hf.rlhf.pipeline import run_pipeline
+
+    keep_freed_memory()
+    with stoppable("the same command goes on where it was"):
+        run_pipeline(recipe, output)
 
 
 @app.command()

@@ -64,7 +64,7 @@ def load_splits(
     optional: Sequence[str] = (),
     seed: int,
     label_column: str | None = "label",
-    otherwise: Sequence[str] = (),
+    otherwise: Sequence[Sequence[str]] = (),
     group_column: str | None = None,
 ) -> Splits:
     """Load, rename and clean the three splits of a data set.
@@ -78,8 +78,8 @@ def load_splits(
         optional: The family's columns that are taken if they are there; None in them becomes ``""``.
         seed: For cutting a missing validation or test split from train.
         label_column: The family's name of the label column, always required; None if the family has none.
-        otherwise: The columns of another layout, the last of them the label, which is taken where the source
-            has it and lacks what is ``required``.
+        otherwise: The columns of other layouts, of which the first that the source has is taken where it lacks what
+            is ``required``. The last column of each is the label, unless the family has none.
         group_column: Rows with the same value in it stay together where a split is cut from train: the documents of
             running text. Not heeded if there are fewer than three values.
 
@@ -116,7 +116,7 @@ def load_split(
     required: Sequence[str],
     optional: Sequence[str] = (),
     label_column: str | None = "label",
-    otherwise: Sequence[str] = (),
+    otherwise: Sequence[Sequence[str]] = (),
 ) -> tuple[datasets.Dataset, list[str]]:
     """One split and the notes about it, cleaned as `load_splits` does; for evaluation.
 
@@ -145,13 +145,14 @@ def _schema(
     required: Sequence[str],
     optional: Sequence[str],
     label_column: str | None,
-    otherwise: Sequence[str],
+    otherwise: Sequence[Sequence[str]],
 ) -> Schema:
     schema = Schema.of(columns, required, optional, label_column)
-    if not otherwise or schema.fits(raw.columns):
+    if schema.fits(raw.columns):
         return schema
-    other = Schema.of(columns, otherwise, (), otherwise[-1])
-    return other if other.fits(raw.columns) or not set(columns).isdisjoint(otherwise) else schema
+    others = [Schema.of(columns, names, (), label_column and names[-1]) for names in otherwise]
+    named = (other for other in others if not set(columns).isdisjoint(other.required))
+    return next((other for other in others if other.fits(raw.columns)), next(named, schema))
 
 
 def check_leakage(

@@ -98,3 +98,22 @@ def scitldr(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """
     for row in rows:
         yield {"document": " ".join(row["source"]), "summary": list(row["target"])}
+
+
+def alpaca(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Alpaca's and Dolly's rows as conversations of two turns: the instruction with its input, and the answer.
+
+    Args:
+        rows: ``instruction``, ``input`` and ``output`` (Alpaca), or ``instruction``, ``context`` and ``response``
+            (Dolly); the second may be empty.
+
+    Yields:
+        ``{"messages": [{"role": "user", ...}, {"role": "assistant", ...}]}``; rows without an answer are passed over.
+    """
+    for row in rows:
+        given = row.get("input", row.get("context"))
+        answer = row.get("output", row.get("response"))
+        if not answer:
+            continue
+        asked = "\n\n".join(filter(None, (row["instruction"], given)))
+        yield {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}

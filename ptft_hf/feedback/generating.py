@@ -15,8 +15,9 @@ from ptft_hf import adapters, checkpoints, inference, models, recipes, report
 from ptft_hf.errors import CheckpointError, DataError, ModelError, OutputError, RecipeError
 from ptft_hf.feedback.store import Answer, Store, check_place
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
+from ptft_hf.rlhf.rollouts import answer_text
 from ptft_hf.tasks import generation
-from ptft_hf.tasks.prompts import Prompt, Prompts, answer_text
+from ptft_hf.tasks.prompts import Prompt, Prompts
 
 AT_ONCE = 32
 """Answers that are written together, and prompts between two commits."""

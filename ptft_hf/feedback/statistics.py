@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ptft_hf.feedback.store import Judgement, Store
+from ptft_hf.metrics import wilson_interval
 
 RESAMPLES = 9_999
 CATEGORIES = ("first", "second", "tie", "both_bad")
@@ -116,13 +117,10 @@ def bootstrap(kappa: Callable[[Counts], Counts], counts: Counts, observations: i
 
 
 def share(count: int, of: int) -> Interval:
-    """A share with Wilson's interval (1927), which stays within 0 and 1 and holds for small numbers."""
-    from scipy import stats
-
+    """A share with its interval, by :func:`ptft_hf.metrics.wilson_interval`."""
     if of == 0:
         return Interval(None, None, None, 0)
-    interval = stats.binomtest(count, of).proportion_ci(method="wilson")
-    return Interval(count / of, float(interval.low), float(interval.high), of)
+    return Interval(count / of, *wilson_interval(count / of, of), of)
 
 
 # ---- of a database ----

@@ -13,6 +13,7 @@ from ptft_hf.recipes.corpora import Cleaning, TokenizerRecipe
 from ptft_hf.recipes.documents import Key, shown
 from ptft_hf.recipes.faults import Fault, list_of
 from ptft_hf.recipes.models import DataSource, _Strict, keys_of
+from ptft_hf.recipes.pipeline_stages import EvaluationStage, PPOStage, Stage
 
 _EXPECTED = {
     "string_type": "text",
@@ -31,7 +32,15 @@ _EXPECTED = {
     "less_than_equal": "a number of at most {le:g}",
 }
 """What pydantic's kinds of errors say was expected."""
-_INNER: dict[str, type[BaseModel]] = {"data": DataSource, "cleaning": Cleaning, "tokenizer": TokenizerRecipe}
+_INNER: dict[str, type[BaseModel]] = {
+    "data": DataSource,
+    "cleaning": Cleaning,
+    "tokenizer": TokenizerRecipe,
+    "sft": Stage,
+    "reward": Stage,
+    "ppo": PPOStage,
+    "evaluation": EvaluationStage,
+}
 """Keys that hold a map with keys of its own."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ptft_hf.recipes.bottleneck import BottleneckRecipe
 from ptft_hf.recipes.corpora import CausalLMRecipe, MaskedLMRecipe
+from ptft_hf.recipes.instruction import InstructionRecipe
 from ptft_hf.recipes.models import (
     AdapterRecipe,
     FullRecipe,
@@ -22,6 +23,7 @@ TASK_FAMILIES: dict[str, type[TaskRecipe]] = {
     "token_classification": TokenClassificationRecipe,
     "masked_lm": MaskedLMRecipe,
     "causal_lm": CausalLMRecipe,
+    "instruction": InstructionRecipe,
     "summarization": SummarizationRecipe,
     "prompts": PromptsRecipe,
 }

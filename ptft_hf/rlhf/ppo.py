@@ -11,15 +11,17 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ptft_hf import checkpoints, forward, models, records, report, training
+from ptft_hf import checkpoints, models, records, report, training
 from ptft_hf.errors import ModelError, RecipeError
 from ptft_hf.rlhf import doctor, ppo_math, rollouts, saving
+from ptft_hf.rlhf.experience import Experience, make_experience
 from ptft_hf.rlhf.preparing import (
     Plan,
     Ready,
@@ -30,10 +32,10 @@ from ptft_hf.rlhf.preparing import (
     prepare,
     uses_bf16,
 )
+from ptft_hf.rlhf.processes import Processes
 from ptft_hf.rlhf.records import describe, finish, identity
 from ptft_hf.rlhf.rewards import Answered
-from ptft_hf.rlhf.rollouts import Rollouts
-from ptft_hf.tasks.prompts import Prompt, answer_text
+from ptft_hf.tasks.prompts import Prompt
 
 SAMPLED_PROMPTS = 8
 """Held-out prompts on the page of samples."""
@@ -114,27 +116,7 @@ def train_ppo(
     return checkpoints.read_json(folder / "run.json")
 
 
-class Experience(NamedTuple):
-    """What an update learns from: ``B`` answers of up to ``T`` tokens; all but ``rollouts`` and ``scores`` are
-    ``[B, T]``, 0 at padding."""
-
-    rollouts: Rollouts
-    scores: Tensor
-    """``[B]``, the missing end token's penalty taken off."""
-    logprobs: Tensor
-    values: Tensor
-    kl: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-    def take(self, rows: Tensor) -> Experience:
-        """Some rows, without the columns that are padding in all of them."""
-        some = self.rollouts.take(rows)
-        length = some.mask.shape[1]
-        return Experience(some, self.scores[rows], *(value[rows, :length] for value in self[2:]))
-
-
-class Run:
+class Run(Processes):
     """A run of PPO: its parts, and where it is."""
 
     def __init__(self, plan: Plan, ready: Ready, folder: Path) -> None:
@@ -143,15 +125,12 @@ class Run:
 
         self.plan, self.ready, self.folder, self.config = plan, ready, folder, plan.config
         self.roles = ready.roles
-        self.accelerator = accelerate.Accelerator(cpu=not torch.cuda.is_available())
-        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self.is_main, self.device = self.accelerator.is_main_process, self.accelerator.device
+        super().__init__(accelerate.Accelerator(cpu=not torch.cuda.is_available()), uses_bf16(plan.config))
         if self.accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
             raise RecipeError(
                 f"PPO runs on several processes that each hold the models; {self.accelerator.distributed_type.value} "
                 "cannot be had yet: start it with torchrun"
             )
-        self.bf16 = uses_bf16(self.config)
         self.base_options = {n: v for n, v in plan.task.model.items() if n != "max_length"}
         self.batch, self.step_size = batch_sizes(self.config, self.world)
         self.updates = number_of_updates(self.config, len(ready.prompts), self.world)
@@ -210,7 +189,7 @@ class Run:
                 parts, judged = self.score(batch)
                 # 3.3 Log-probabilities under policy and reference, and the critic's values, before any step is taken.
                 # 3.4 Rewards: the KL penalty at each token, the score at the last; and from them advantages.
-                experience, figures = self.experience(batch.rollouts, self.ready.reward.total(parts))
+                experience, figures = make_experience(self, batch.rollouts, self.ready.reward.total(parts))
                 sampled = time.perf_counter()
                 # 3.5 Several epochs of minibatches, each an optimizer step on both clipped losses.
                 learnt: list[dict[str, float]] = []
@@ -277,8 +256,8 @@ class Run:
         if not alone:
             answers = self.gathered(answers, len(prompts))
         ids, pad = [prompt.ids for prompt in prompts], self.ready.tokenizer.pad_token_id
-        pairs = zip(prompts, answers, strict=True)
-        texts = [answer_text(self.ready.tokenizer, prompt.ids, answer) for prompt, answer in pairs]
+        decode = partial(rollouts.answer_text, self.ready.tokenizer)
+        texts = [decode(prompt.ids, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         made = rollouts.collate(ids, answers, self.ready.end_ids, pad, self.device)
         return Answered([prompt.text for prompt in prompts], texts, made)
 
@@ -293,62 +272,6 @@ class Run:
         count = len(batch.answers)
         found = {name: self.gathered(scores, count) for name, scores in parts.items()}
         return found, None if judged is None else self.gathered(judged, count)
-
-    # ---- 3.3 and 3.4: what is learnt from ----
-
-    @torch.no_grad()
-    def experience(self, made: Rollouts, scores: list[float]) -> tuple[Experience, dict[str, float]]:
-        """Log-probabilities, values, KL, rewards and advantages of all answers, and figures for the log."""
-        config, mask = self.config, made.mask
-        order = sorted(self.share(range(len(mask))), key=lambda i: -int(made.attention[i].sum()))
-        size = self.config.local_rollout_forward_batch_size
-        parts = [torch.tensor(order[start : start + size]) for start in range(0, len(order), size)]
-        policy, reference, values, entropy = (torch.zeros(mask.shape, device=self.device) for _ in range(4))
-
-        def fill(target: Tensor, rows: Tensor, found: Tensor) -> None:
-            target[rows, : found.shape[1]] = found.float()
-
-        with self.roles.policy.playing() as model, self.autocast():
-            for rows in parts:
-                batch = made.take(rows)
-                states = rollouts.hidden_states(model, batch)
-                found = rollouts.answer_logprobs(model, states, batch, config.temperature)
-                fill(policy, rows, found.logprobs)
-                fill(entropy, rows, found.entropy)
-                if self.roles.shares_trunk:
-                    fill(values, rows, self.roles.critic.values(batch, states))
-        with self.roles.reference.playing() as model, self.autocast():
-            for rows in parts:
-                batch = made.take(rows)
-                states = rollouts.hidden_states(model, batch)
-                fill(
-                    reference,
-                    rows,
-                    rollouts.answer_logprobs(model, states, batch, config.temperature).logprobs,
-                )
-        if not self.roles.shares_trunk:
-            with self.roles.critic.playing(), self.autocast():
-                for rows in parts:
-                    fill(values, rows, self.roles.critic.values(made.take(rows)))
-        policy, reference, values, entropy = (self.summed(v) for v in (policy, reference, values, entropy))
-
-        given = torch.tensor(scores, dtype=torch.float32, device=self.device)
-        given = ppo_math.penalised_scores(given, made.ended, config.missing_eos_penalty)
-        kl = ppo_math.kl_per_token(policy, reference, mask, config.kl_estimator)
-        rewards = ppo_math.token_rewards(given, kl, mask, self.controller.value)
-        share = ppo_math.scores_share(given, rewards, mask, config.gamma).item()
-        if config.whiten_rewards:
-            rewards = ppo_math.masked_whiten(rewards, mask, shift_mean=False)
-        advantages, returns = ppo_math.gae(rewards, values, mask, config.gamma, config.lam)
-        if config.whiten_advantages:
-            advantages = ppo_math.masked_whiten(advantages, mask)
-        figures = {
-            "objective/entropy": -policy.sum(1).mean().item(),
-            "policy/entropy_avg": ppo_math.masked_mean(entropy, mask).item(),
-            "val/explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
-            "val/scores_share": share,
-        }
-        return Experience(made, given, policy, values, kl, advantages, returns), figures
 
     # ---- 3.5: one optimizer step ----
 
@@ -493,33 +416,3 @@ class Run:
                 scores = {name: values[i] for name, values in parts.items()}
                 entry = {"update": self.update, "prompt": prompt.text, "reference": prompt.reference}
                 file.write(json.dumps({**entry, "answer": batch.answers[i], "scores": scores}) + "\n")
-
-    # ---- several processes ----
-
-    def share(self, rows: range) -> range:
-        """This process's rows."""
-        return rows[self.rank :: self.world]
-
-    def gathered(self, own: list[Any], count: int) -> list[Any]:
-        """What all processes found for their shares, in the rows' order."""
-        if self.world == 1:
-            return own
-        from accelerate.utils import gather_object
-
-        return list(forward.in_order(gather_object([own]), count))
-
-    def summed(self, value: Tensor) -> Tensor:
-        """Added up over all processes."""
-        return value if self.world == 1 else self.accelerator.reduce(value, "sum")
-
-    def add_up_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """In one message. Parts on one base take turns in it, which DistributedDataParallel could not follow."""
-        if self.world == 1 or not parameters:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = self.summed(torch.cat([g.flatten() for g in gradients]))
-        for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):  # type: ignore[no-untyped-call]
-            gradient.copy_(total.view_as(gradient))
-
-    def autocast(self) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

@@ -86,7 +86,7 @@ def make_plan(
             raise AdapterError(
                 f"{policy}: is an adapter already, and is trained further; leave out the adapter recipe"
             )
-        start, adapter, base = Path(reference), *_of_folder(Path(reference))
+        start, adapter, base = Path(reference), *adapter_of_folder(Path(reference))
     elif adapter is None:
         adapter = DEFAULT_ADAPTER
     elif not isinstance(adapter, str | Path | AdapterRecipe):
@@ -95,7 +95,7 @@ def make_plan(
     return Plan(reference, base, start, the_task, the_adapter, config, given_rewards, judge, seed)
 
 
-def _of_folder(folder: Path) -> tuple[AdapterRecipe, str]:
+def adapter_of_folder(folder: Path) -> tuple[AdapterRecipe, str]:
     """The recipe of an adapter that was saved, and its base."""
     if (folder / "run.json").is_file():
         run = checkpoints.read_json(folder / "run.json")
@@ -133,7 +133,7 @@ def prepare(plan: Plan, source: Any = None) -> Ready:
     if note := models.ensure_padding(loaded.model, tokenizer):
         notes.append(note)
     rollouts.check_architecture(loaded.model, plan.base)
-    longest = longest_prompt(plan, loaded.model, tokenizer)
+    longest = longest_prompt(plan.task, plan.config, loaded.model, tokenizer)
     prompts, held_out = (
         _noted(family.encode(split, tokenizer, longest), name, notes)
         for name, split in (("train", splits.train), ("validation", splits.validation))
@@ -186,19 +186,19 @@ def _noted(found: tuple[list[Prompt], list[str]], split: str, notes: list[str]) 
     return found[0]
 
 
-def longest_prompt(plan: Plan, model: Any, tokenizer: Any) -> int:
+def longest_prompt(task: PromptsRecipe, config: PPOConfig, model: Any, tokenizer: Any) -> int:
     """Tokens that a prompt may have, so that the answer still has positions.
 
     Raises:
         RecipeError: There are not enough positions.
     """
-    wanted = plan.task.model.get("max_length")
+    wanted = task.model.get("max_length")
     total = models.longest_input(model, tokenizer, None)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or total
-    room = positions - plan.config.response_length
+    room = positions - config.response_length
     if room < 1 or (wanted is not None and wanted > room):
         raise RecipeError(
-            f"response_length: {plan.config.response_length} leaves {max(room, 0)} of the model's {positions} "
+            f"response_length: {config.response_length} leaves {max(room, 0)} of the model's {positions} "
             f"positions for prompts{'' if wanted is None else f', and model.max_length is {wanted}'}; lower one"
         )
     return int(wanted) if wanted is not None else min(total, room)

@@ -17,10 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ptft_hf.errors import ModelError
 from ptft_hf.models import empty_cache, plain_model, trunk_of
+from ptft_hf.models.lm_heads import CHUNK, lm_logits
 from ptft_hf.rlhf.ppo_math import entropy_from_logits
-
-CHUNK = 2**24
-"""Logits held at a time, 64 MB in float32. More are computed in turn, and once more in the backward pass."""
 
 
 class Rollouts(NamedTuple):
@@ -151,6 +149,14 @@ def _generate(
     return torch.stack(tokens, 1)
 
 
+def answer_text(tokenizer: Any, prompt: Sequence[int], answer: Sequence[int]) -> str:
+    """An answer's text. It is what the prompt's text goes on with: decoded alone, some tokenizers would drop the
+    space that it begins with."""
+    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *answer]))
+    alone = tokenizer.decode(answer, skip_special_tokens=True)
+    return str(whole[len(before) :] if whole.startswith(before) else alone)
+
+
 # ---- log-probabilities ----
 
 
@@ -203,7 +209,7 @@ def answer_logprobs(
         states: ``[B, P + T, H]``.
         rollouts: Where the answers are.
         temperature: As in :func:`generate`.
-        chunk: Logits held at a time; the result does not depend on it.
+        chunk: Logits held at a time, computed once more in the backward pass; the result does not depend on it.
     """
     states, targets = before_tokens(states, rollouts.mask), rollouts.answers[rollouts.mask.bool()]
     size = max(1, chunk // plain_model(model).get_output_embeddings().weight.shape[0])
@@ -223,20 +229,6 @@ def _logprobs(model: Any, states: Tensor, targets: Tensor, temperature: float) -
     logits = lm_logits(model, states) / temperature
     chosen = logits.gather(1, targets[:, None]).squeeze(1)
     return chosen - torch.logsumexp(logits, 1), entropy_from_logits(logits.detach())
-
-
-def lm_logits(model: Any, states: Tensor) -> Tensor:
-    """Logits ``[..., V]`` in float32 of hidden states ``[..., H]``."""
-    plain = plain_model(model)
-    logits: Tensor = plain.get_output_embeddings()(states).float()
-    config = plain.config.get_text_config()
-    if scale := getattr(config, "logit_scale", None):  # Cohere
-        logits = logits * scale
-    if scale := getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / scale
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
-        logits = torch.tanh(logits / cap) * cap
-    return logits
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ FAMILIES = {
     "token_classification": "ptft_hf.tasks.token_classification:TokenClassification",
     "masked_lm": "ptft_hf.tasks.masked_lm:MaskedLM",
     "causal_lm": "ptft_hf.tasks.causal_lm:CausalLM",
+    "instruction": "ptft_hf.tasks.instruction:Instruction",
     "summarization": "ptft_hf.tasks.summarization:Summarization",
 }
 
@@ -63,8 +64,8 @@ class Task(Protocol):
     text_columns: Sequence[str]
     label_column: str | None
     """None where a text is its own label."""
-    otherwise: Sequence[str]
-    """Columns of a second layout, the label last; empty if there is but one."""
+    otherwise: Sequence[Sequence[str]]
+    """Columns of other layouts, the label last; empty if there is but one."""
     best_metric: str
     """The validation metric by which a checkpoint is chosen, unless the recipe names another."""
     smooths_labels: bool
@@ -79,6 +80,9 @@ class Task(Protocol):
     """Steps by which the texts of all splits are cleaned first."""
     begins_from_nothing: bool
     """Whether the family can train random weights; others build on what they know."""
+    loss_from_states: bool
+    """Whether :meth:`loss` takes a language model's logits as :class:`ptft_hf.models.lm_heads.LazyLogits`, of which
+    it asks for those where labels are."""
     long_inputs: str
     """What befalls inputs longer than ``max_length``, in words: "were truncated"."""
 
@@ -173,6 +177,7 @@ class TaskDefaults:
     group_column: str | None = None
     cleaning: Cleaning | None = None
     begins_from_nothing = False
+    loss_from_states = False
 
     def look_at_checkpoint(self, config: Any, tokenizer: Any) -> list[str]:
         """Learn, before the weights are read, which ``auto_class`` a checkpoint is for and how it is spoken to;
@@ -246,8 +251,8 @@ def load_splits(task: Task, source: Any, recipe: TaskRecipe, seed: int) -> data.
     if task.cleaning is not None:
         splits = data.clean_splits(splits, task.cleaning)
     label = task.label_column
-    if label not in splits.train.column_names and task.otherwise:
-        label = task.otherwise[-1]
+    if label is not None and label not in splits.train.column_names:
+        label = next((names[-1] for names in task.otherwise if names[-1] in splits.train.column_names), label)
     return data.check_leakage(splits, task.text_columns, label, recipe.leakage)
 
 

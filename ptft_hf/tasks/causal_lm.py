@@ -47,9 +47,12 @@ class CausalLM(LanguageModel):
     auto_class = "AutoModelForCausalLM"
     peft_task_type = "CAUSAL_LM"
     long_inputs = "are spread over several"
+    separating = "separate_documents"
+    """The recipe's name for keeping the documents of a block apart."""
 
     def __init__(self, recipe: CausalLMRecipe) -> None:
         self.recipe: CausalLMRecipe = recipe
+        self.separates = recipe.separate_documents
         self.labels = []
         self.begins = False
 
@@ -76,16 +79,17 @@ class CausalLM(LanguageModel):
                 f"{type(model).__name__} ({model.config.model_type}) attends to later tokens, so there would be "
                 "nothing to tell; take a decoder, or a masked_lm task"
             )
-        if self.recipe.separate_documents:
+        if self.separates:
             self._check_separation(model, ids, max_length)
 
     def _check_separation(self, model: Any, ids: torch.Tensor, max_length: int) -> None:
         """Two documents in a block against each of them alone."""
+        setting = self.separating
         config = model.config.get_text_config()
         window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
         if isinstance(window, int) and window < max_length:
             raise ModelError(
-                f"separate_documents: {config.model_type!r} attends to the last {window} tokens alone, which blocks "
+                f"{setting}: {config.model_type!r} attends to the last {window} tokens alone, which blocks "
                 f"of {max_length} would undo; set model.max_length to at most {window}"
             )
         alone = torch.cat([_logits(model, part[None])[0] for part in (ids[:7], ids[7:])])
@@ -98,8 +102,8 @@ class CausalLM(LanguageModel):
             why = ""
         if not torch.allclose(alone, together, atol=1e-4 * max(1.0, alone.abs().max().item())):
             raise ModelError(
-                f"separate_documents: {type(model).__name__} with this adapter does not keep documents apart in a "
-                f"block{why}; leave separate_documents out, or take a model of another architecture"
+                f"{setting}: {type(model).__name__} with this adapter does not keep documents apart in a "
+                f"block{why}; leave {setting} out, or take a model of another architecture"
             )
 
     # ---- rows to batches ----
@@ -131,17 +135,17 @@ class CausalLM(LanguageModel):
         stream = np.concatenate(streams)
         owner = np.repeat(np.arange(len(streams)), list(map(len, streams)))
         labels = stream[1:].astype(np.int64)
-        if self.recipe.separate_documents:
+        if self.separates:
             labels[owner[1:] != owner[:-1]] = IGNORED
 
         def block(start: int) -> dict[str, Any]:
             part = slice(start, min(start + max_length, len(labels)))
             values = {"input_ids": stream[part], "labels": labels[part], "length": part.stop - start}
-            segments = {"segments": owner[part] - owner[start]} if self.recipe.separate_documents else {}
+            segments = {"segments": owner[part] - owner[start]} if self.separates else {}
             return {**values, **segments}
 
         blocks = (block(start) for start in range(0, len(labels), max_length))
-        names = ["input_ids", "labels", "length", *(["segments"] if self.recipe.separate_documents else [])]
+        names = ["input_ids", "labels", "length", *(["segments"] if self.separates else [])]
         return corpora.dataset(blocks, names), sum(len(text) > max_length for text in tokens)
 
     def _first(self, tokenizer: Any) -> np.ndarray:

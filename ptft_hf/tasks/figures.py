@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ptft_hf import forward, models
+from ptft_hf.models.lm_heads import states_kept
 from ptft_hf.tasks.marks import IGNORED
 
 
@@ -29,6 +30,28 @@ def where_labelled(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     if "logits_to_keep" not in takes or len(columns) in (0, labels.shape[1]):
         return dict(batch)
     return {**batch, "labels": labels[:, columns], "logits_to_keep": columns}
+
+
+@torch.no_grad()
+def can_be_lazy(model: Any, batch: Mapping[str, Any]) -> bool:
+    """Whether :func:`ptft_hf.models.lm_heads.lm_logits` of what the head is given are the model's own logits, tried
+    on a batch."""
+    head = models.plain_model(model).get_output_embeddings()
+    if not isinstance(getattr(head, "weight", None), torch.Tensor):
+        return False
+    inputs, training = {name: value for name, value in batch.items() if name != "labels"}, model.training
+    model.eval()
+    try:
+        expected = forward.first_logits(model(**inputs)).float()
+        with states_kept(model) as kept:
+            model(**inputs)
+        found = kept[0].computed()
+    except (TypeError, IndexError, ValueError, RuntimeError):
+        return False
+    finally:
+        model.train(training)
+    rounding = 1e-4 * expected.abs().max().item()
+    return len(kept) == 1 and found.shape == expected.shape and torch.allclose(found, expected, atol=rounding)
 
 
 def token_figures(outputs: Any, labels: torch.Tensor) -> torch.Tensor:

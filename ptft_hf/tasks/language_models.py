@@ -27,13 +27,14 @@ class LanguageModel(TaskDefaults):
     peft_task_type: str
     required: Sequence[str] = ("text",)
     optional: Sequence[str] = ("document",)
-    otherwise: Sequence[str] = ()
+    otherwise: Sequence[Sequence[str]] = ()
     text_columns: Sequence[str] = ("text",)
     label_column: str | None = None
     best_metric = "loss"
     smooths_labels = True
-    group_column = "document"
+    group_column: str | None = "document"
     begins_from_nothing = True
+    loss_from_states = True
     recipe: Any
 
     @property

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
+from ptft_hf.models.lm_heads import LazyLogits
+
 
 def cross_entropy(
-    logits: torch.Tensor,
+    logits: torch.Tensor | LazyLogits,
     labels: torch.Tensor,
     weights: torch.Tensor | None,
     label_smoothing: float = 0.0,
@@ -16,12 +20,16 @@ def cross_entropy(
     """Sum of ``N`` cross-entropies; with ``focal_gamma`` each is multiplied by ``(1 - p)**gamma`` (Lin et al. 2017).
 
     Args:
-        logits: ``[N, C]``.
+        logits: ``[N, C]``, or those of a language model that are yet to be computed.
         labels: ``[N]``, each below ``C``.
         weights: ``[C]``, or None for 1.
         label_smoothing: As in ``torch.nn.functional.cross_entropy``; not heeded under ``focal_gamma``.
         focal_gamma: 0 is cross-entropy.
     """
+    if isinstance(logits, LazyLogits):
+        return logits.summed(
+            partial(cross_entropy, weights=weights, label_smoothing=label_smoothing, focal_gamma=focal_gamma), labels
+        )
     logits = logits.float()
     if not focal_gamma:
         return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=label_smoothing)

@@ -44,16 +44,37 @@ class Speech(NamedTuple):
         return self.kind in ("t5", "encoder-decoder")
 
     def render(self, tokenizer: Any, document: str) -> str:
-        """The prompt with its document, as one text. Marks that stand in a document are text: they are broken by a
-        space, so that no tokenizer takes them for marks."""
-        for mark in tokenizer.all_special_tokens:
-            if mark in document:
-                document = document.replace(mark, f"{mark[0]} {mark[1:]}")
-        text = self.prompt.replace(DOCUMENT, document)
+        """The prompt with its document, as one text."""
+        text = self.prompt.replace(DOCUMENT, as_text(tokenizer, document))
         if self.kind != "chat":
             return text
         turns = [{"role": "user", "content": text}]
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+
+def as_text(tokenizer: Any, text: str) -> str:
+    """A text whose marks (``<|im_end|>``) are text: they are broken by a space, so that no tokenizer takes them for
+    marks."""
+    for mark in tokenizer.convert_ids_to_tokens(sorted(marks_of(tokenizer))):
+        if mark in text:
+            text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+    return text
+
+
+def marks_of(tokenizer: Any) -> set[int]:
+    """Ids of all special tokens, those included that have no name among the tokenizer's own (Llama 3's
+    ``<|eot_id|>``)."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def beginning(tokenizer: Any, text: str) -> list[int]:
+    """A text's ids with the marks before it, to be gone on from: some tokenizers close every text, and nothing
+    follows an end."""
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    while ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        ids.pop()
+    return ids
 
 
 def speech_of(config: Any, tokenizer: Any, prompt: str | None) -> Speech:
@@ -102,9 +123,10 @@ def _end_of_turn(tokenizer: Any) -> int | None:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except Exception as error:  # a template is a program of the checkpoint's
         raise ModelError(f"the tokenizer's chat template cannot be used: {error}") from error
-    ids = tokenizer(text.rpartition("Answer.")[2], add_special_tokens=False)["input_ids"]
-    marks: list[int] = [i for i in ids if i in tokenizer.all_special_ids]
-    return next(iter(marks), tokenizer.eos_token_id)
+    ids: list[int] = tokenizer(text.rpartition("Answer.")[2], add_special_tokens=False)["input_ids"]
+    marks = marks_of(tokenizer)
+    end: int | None = next((i for i in ids if i in marks), tokenizer.eos_token_id)
+    return end
 
 
 class Prompt(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ptft_hf import data
 from ptft_hf.errors import DataError
 from ptft_hf.recipes.prompts import PromptsRecipe
+from ptft_hf.tasks.prompting import beginning
 
 
 class Prompt(NamedTuple):
@@ -77,10 +78,7 @@ class Prompts:
     def _prompt(self, row: Mapping[str, Any], tokenizer: Any) -> Prompt:
         given = row["prompt"]
         if isinstance(given, str):
-            ids = list(tokenizer(given)["input_ids"])
-            while ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-                ids.pop()  # some tokenizers close every text, and nothing follows an end
-            text = given
+            ids, text = beginning(tokenizer, given), given
         else:
             if not tokenizer.chat_template:
                 raise DataError(
@@ -93,15 +91,6 @@ class Prompts:
             ids = ids[: self.recipe.prompt_tokens]
             text = tokenizer.decode(ids, skip_special_tokens=True)
         return Prompt(ids, text, row.get("reference") or "")
-
-
-def answer_text(tokenizer: Any, prompt: list[int], answer: list[int]) -> str:
-    """An answer's text. It is what the prompt's text goes on with: decoded alone, some tokenizers would drop the
-    space that it begins with."""
-    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *answer]))
-    if whole.startswith(before):
-        return str(whole[len(before) :])
-    return str(tokenizer.decode(answer, skip_special_tokens=True))
 
 
 def _load(source: Any, columns: Mapping[str, str], seed: int) -> data.Splits:

@@ -64,6 +64,7 @@ class Summarization(TaskDefaults):
     labels: list[str] = []  # noqa: RUF012 - none, and never any
     best_metric = "rougeL"
     smooths_labels = True
+    loss_from_states = True
     trains_end_token = True
 
     def __init__(self, recipe: SummarizationRecipe) -> None:

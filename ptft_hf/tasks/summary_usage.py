@@ -16,8 +16,8 @@ ENCODER_USAGE = """text = "{text}"
 inputs = tokenizer({prompt}, return_tensors="pt")  # up to {limit} tokens
 with torch.no_grad():
     ids = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-summary = tokenizer.decode(ids[0], skip_special_tokens=True).strip()
-print(summary)"""
+{answer} = tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+print({answer})"""
 CHAT_USAGE = """text = "{text}"
 chat = [{{"role": "user", "content": {prompt}}}]
 inputs = tokenizer.apply_chat_template(
@@ -25,21 +25,35 @@ inputs = tokenizer.apply_chat_template(
 )  # up to {limit} tokens
 with torch.no_grad():
     ids = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-summary = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-print(summary)"""
+{answer} = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+print({answer})"""
 DECODER_USAGE = """text = "{text}"
 inputs = tokenizer({prompt}, return_tensors="pt")["input_ids"]  # up to {limit} tokens
 if inputs[0, -1] == tokenizer.eos_token_id:  # some tokenizers close what they are given
     inputs = inputs[:, :-1]
 with torch.no_grad():
     ids = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs))
-summary = tokenizer.decode(ids[0, inputs.shape[1] :], skip_special_tokens=True).strip()
-print(summary)"""
+{answer} = tokenizer.decode(ids[0, inputs.shape[1] :], skip_special_tokens=True).strip()
+print({answer})"""
 
 
 def usage(speech: Speech, limit: int) -> Usage:
     """Code and samples for a checkpoint that is spoken to in this way, with prompts of up to ``limit`` tokens."""
     before, _, after = speech.prompt.partition(DOCUMENT)
     prompt = " + ".join([*([repr(before)] if before else []), "text", *([repr(after)] if after else [])])
-    code = {"chat": CHAT_USAGE, "decoder": DECODER_USAGE}.get(speech.kind, ENCODER_USAGE)
-    return Usage(code.format(text=SAMPLES[0], prompt=prompt, limit=limit), list(SAMPLES), "", "writes summaries")
+    code = code_of(speech.kind, SAMPLES[0], prompt, limit, "summary")
+    return Usage(code, list(SAMPLES), "", "writes summaries")
+
+
+def code_of(kind: str, text: str, prompt: str, limit: int, answer: str) -> str:
+    """Lines that let a checkpoint of this kind (:data:`ptft_hf.tasks.prompting.PROMPTS`) write.
+
+    Args:
+        kind: How it is spoken to.
+        text: An example.
+        prompt: A Python expression of ``text``.
+        limit: Tokens of a prompt.
+        answer: The variable for what it writes.
+    """
+    code = {"chat": CHAT_USAGE, "decoder": DECODER_USAGE}.get(kind, ENCODER_USAGE)
+    return code.format(text=text, prompt=prompt, limit=limit, answer=answer)

@@ -48,7 +48,7 @@ class TokenClassification(TaskDefaults):
     peft_task_type = "TOKEN_CLS"
     required = ("tokens", "tags")
     optional = ()
-    otherwise = ("text", "spans")
+    otherwise = (("text", "spans"),)
     text_columns = ("tokens", "text")
     label_column = "tags"
     best_metric = "f1"

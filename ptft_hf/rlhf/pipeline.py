@@ -1,0 +1,250 @@
+"""From a checkpoint to a policy in stages, each a folder with its ``run.json``: :func:`run_pipeline`.
+
+A stage is known by its inputs: its recipes, the data's fingerprints, and the ``run.json`` of the stages that it
+builds on. One that has finished with the same inputs is passed over, one that was stopped goes on, one whose inputs
+have changed is run anew, and with it all that follow.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ptft_hf import checkpoints, data, recipes, report, tasks, training
+from ptft_hf.comparing import pages
+from ptft_hf.comparing.pages import Section, Table
+from ptft_hf.errors import OutputError
+from ptft_hf.recipes.pipeline import PipelineRecipe, load_pipeline
+from ptft_hf.recipes.pipeline_stages import Stage
+from ptft_hf.recipes.ppo import load_ppo
+from ptft_hf.rlhf.evaluating import evaluate_policy
+from ptft_hf.rlhf.ppo import train_ppo
+from ptft_hf.tasks.prompts import Prompts
+
+RECORD = "pipeline.json"
+TITLES = {
+    "sft": "Supervised fine-tuning",
+    "reward": "The reward model",
+    "ppo": "PPO",
+    "evaluation": "The policy against where it started",
+}
+
+
+def run_pipeline(pipeline: str | Path | PipelineRecipe, output_dir: str | Path) -> dict[str, Any]:
+    """Run all stages that are not done, and write ``report.md`` and ``report.html``.
+
+    Args:
+        pipeline: A YAML file (:func:`ptft_hf.recipes.pipeline.load_pipeline`) or what it holds.
+        output_dir: Folder of the stages: ``sft``, ``reward``, ``ppo`` and ``evaluation``.
+
+    Returns:
+        The content of each stage's ``run.json``, by stage.
+
+    Raises:
+        PtftError: A subclass says what is wrong.
+    """
+    recipe = pipeline if isinstance(pipeline, PipelineRecipe) else load_pipeline(pipeline)
+    stages = Stages(recipe, Path(output_dir))
+    if recipe.sft is not None:
+        stages.train("sft", recipe.sft)
+    if recipe.reward is not None:
+        stages.train("reward", recipe.reward)
+    stages.ppo()
+    if recipe.evaluation is not None:
+        stages.evaluate()
+    sections = findings(stages.found)
+    for name, text in (("report.md", pages.markdown(TITLE, sections)), ("report.html", pages.html(TITLE, sections))):
+        checkpoints.write_text(stages.folder / name, text)
+    report.say(f"{stages.folder / 'report.md'}\n{stages.folder / 'report.html'}")
+    return stages.found
+
+
+class Stages:
+    """The stages' folders, and what is known of them.
+
+    Raises:
+        OutputError: The folder holds something else.
+    """
+
+    def __init__(self, recipe: PipelineRecipe, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.found: dict[str, Any] = {}
+        if folder.exists() and not (folder / RECORD).is_file() and any(folder.iterdir()):
+            raise OutputError(f"{folder}: holds other files; choose an empty or a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.known = checkpoints.read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+
+    def run(self, name: str, inputs: Mapping[str, Any], action: Callable[..., Any]) -> None:
+        """Run a stage, if it is not done with these inputs; ``action`` is given ``resume`` and ``overwrite``."""
+        place, digest = self.folder / name, _digest(inputs)
+        same = self.known.get(name) == digest
+        report.say(f"\n{TITLES[name]} ({place})", style="bold")
+        if same and (place / "run.json").is_file():
+            report.say("- finished, and nothing that it builds on has changed")
+        else:
+            if name in self.known and not same:
+                report.say("- what it builds on has changed: it is run anew")
+            self.known[name] = digest
+            checkpoints.write_text(self.folder / RECORD, json.dumps(self.known, indent=1))
+            begun = place.is_dir() and any(place.iterdir())
+            action(resume=same and begun, overwrite=begun and not same)
+            gc.collect()
+        self.found[name] = checkpoints.read_json(place / "run.json")
+
+    def before(self, *names: str) -> dict[str, str]:
+        """What identifies the stages that another builds on."""
+        runs = {name: self.folder / name / "run.json" for name in names if name in self.found}
+        return {name: hashlib.sha256(run.read_bytes()).hexdigest() for name, run in runs.items()}
+
+    def train(self, name: str, stage: Stage) -> None:
+        task, adapter, overrides = recipes.load_run(stage.task, stage.adapter, stage.set)
+        model = stage.model or self.recipe.model
+        family = tasks.build(task)
+        splits = tasks.load_splits(family, task.data, task, self.recipe.seed)
+        inputs = {
+            "model": model,
+            "seed": self.recipe.seed,
+            "task": _said(task),
+            "adapter": _said(adapter),
+            "training": overrides.training,
+            "data": {split: data.fingerprint(getattr(splits, split)) for split in ("train", "validation", "test")},
+        }
+
+        def action(**how: bool) -> None:
+            training.train(
+                model=model,
+                task=stage.task,
+                adapter=stage.adapter,
+                output_dir=self.folder / name,
+                seed=self.recipe.seed,
+                settings=stage.set,
+                **how,
+            )
+
+        self.run(name, inputs, action)
+
+    def ppo(self) -> None:
+        stage, folder = self.recipe.ppo, self.folder
+        policy = str(folder / "sft") if "sft" in self.found else self.recipe.model
+        own = [str(folder / "reward")] if "reward" in self.found else []
+        task, _, config = load_ppo(stage.task, "lora/r16_all_linear", stage.set)
+        splits = Prompts(task).load_splits(task.data, self.recipe.seed)
+        inputs = {
+            "model": self.recipe.model,
+            "seed": self.recipe.seed,
+            "task": _said(task),
+            "settings": config.model_dump(mode="json"),
+            "reward": stage.reward,
+            "judge": stage.judge,
+            "data": {split: data.fingerprint(getattr(splits, split)) for split in ("train", "validation")},
+            "before": self.before("sft", "reward"),
+        }
+
+        def action(**how: bool) -> None:
+            train_ppo(
+                policy=policy,
+                reward=[*own, *stage.reward],
+                task=stage.task,
+                output_dir=folder / "ppo",
+                judge=stage.judge,
+                seed=self.recipe.seed,
+                settings=stage.set,
+                **how,
+            )
+
+        self.run("ppo", inputs, action)
+
+    def evaluate(self) -> None:
+        stage, ppo = self.recipe.evaluation, self.recipe.ppo
+        assert stage is not None
+        sets = stage.set or [pair for pair in ppo.set if not pair.startswith("adapter.")]
+        task, _, config = load_ppo(stage.task or ppo.task, "full/default", sets)
+        inputs = {
+            "task": _said(task),
+            "settings": config.model_dump(mode="json"),
+            "judge": stage.judge,
+            "prompts": stage.prompts,
+            "before": self.before("sft", "ppo"),
+        }
+
+        def action(resume: bool, overwrite: bool) -> None:
+            evaluate_policy(
+                policy=self.folder / "ppo",
+                against=self.folder / "sft" if "sft" in self.found else self.recipe.model,
+                task=stage.task or ppo.task,
+                judge=stage.judge,
+                output_dir=self.folder / "evaluation",
+                prompts=stage.prompts,
+                seed=self.recipe.seed,
+                settings=sets,
+                overwrite=resume or overwrite,
+            )
+
+        self.run("evaluation", inputs, action)
+
+
+def _said(recipe: Any) -> dict[str, Any]:
+    return {name: value for name, value in recipe.model_dump(mode="json").items() if name != "description"}
+
+
+def _digest(inputs: Mapping[str, Any]) -> str:
+    text = json.dumps(inputs, sort_keys=True, default=str)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+# ---- the report ----
+
+TITLE = "From instructions to PPO"
+
+
+def findings(found: Mapping[str, Any]) -> list[Section]:
+    """Sections of the report: the comparison first, then each stage."""
+    sections = []
+    if "evaluation" in found:
+        sections.append(Section(TITLES["evaluation"], 2, list(_compared(found["evaluation"]))))
+    for name in ("ppo", "reward", "sft"):
+        if name in found:
+            sections.append(Section(TITLES[name], 2, list(_stage(name, found[name]))))
+    return sections
+
+
+def _compared(run: Mapping[str, Any]) -> Any:
+    from ptft_hf.rlhf.evaluating import summary
+
+    yield summary(run).capitalize() + "."
+    rows = [
+        [sample["prompt"][-400:], sample[side]["answer"], f"{sample[side]['score']:.3f}"]
+        for sample in run["samples"][:6]
+        for side in ("against", "policy")
+    ]
+    labelled = [[("before", "after")[i % 2], *row] for i, row in enumerate(rows)]
+    yield Table("Held-out prompts, answered before and after PPO", ["", "prompt", "answer", "score"], labelled, 3)
+
+
+def _stage(name: str, run: Mapping[str, Any]) -> Any:
+    training_ = run["training"]
+    rate = f"{training_['seconds']:,.0f} s, peak memory {training_['peak_memory_mb']:,.0f} MB"
+    adapter, model = run["adapter"]["name"], run["model"]["reference"]
+    yield f"{model}, {adapter}, {run['task']['name']}: {run['parameters']['trainable']:,} weights trained in {rate}."
+    if name == "ppo":
+        from ptft_hf.rlhf.reporting import figures
+
+        yield Table("Over the run", ["", "first updates", "last updates"], figures(run))
+        yield [f"update {one['update']}: {one['text']}" for one in run["findings"]] or "The doctor found nothing."
+        return
+    metrics = run["metrics"]
+    rows = [
+        [metric, *(f"{metrics[split][metric]:.4f}" for split in metrics)] for metric in next(iter(metrics.values()))
+    ]
+    yield Table("Metrics", ["", *metrics], rows)
+    found = run["report"]["test"]
+    if "rivals" in found:
+        low, high = found["accuracy_interval"]
+        yield (
+            f"Accuracy on {found['pairs']:,} held-out pairs between {low:.3f} and {high:.3f}; by length alone "
+            f"{found['rivals']['length']:.3f}, by a bag of words {found['rivals']['bag_of_words']:.3f}."
+        )

@@ -1,0 +1,104 @@
+"""A policy against the model that it started from: win rate, score difference, KL and lengths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ptft_hf.errors import DataError, OutputError, RecipeError
+from ptft_hf.rlhf import evaluating, rollouts
+from ptft_hf.rlhf.evaluating import evaluate_policy
+from ptft_hf.rlhf.rewards import Answered
+from tests.ppo_runs import characters, length, make_language_model, prompts, recipe, run_ppo, share_of_good
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+SETTINGS = {"response_length": 6, "temperature": 1.0, "bf16": False}
+
+
+def compared(policy: Path, against: Path, **given: object) -> dict[str, object]:
+    arguments = {"task": recipe(), "judge": share_of_good, "data": prompts(), "settings": SETTINGS, **given}
+    return evaluate_policy(policy=policy, against=against, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_policy_against_itself_is_a_tie(tmp_path: Path) -> None:
+    base = make_language_model("llama", tmp_path / "base")
+    found = compared(base, base)["metrics"]
+    assert found["win_rate"] == 0.5 and found["score_difference"] == 0 and found["kl"] == 0
+    assert found["policy"] == found["against"]
+
+
+def test_a_trained_policy_wins(tmp_path: Path) -> None:
+    base = make_language_model("llama", tmp_path / "base")
+    run_ppo(base, tmp_path / "ppo", characters, total_episodes=160)
+    run = compared(tmp_path / "ppo", base, judge=characters, output_dir=tmp_path / "evaluation")
+    found = run["metrics"]
+    assert found["win_rate"] > 0.5 and found["kl"] > 0.1
+    assert found["score_difference"] == pytest.approx(found["policy"]["score"] - found["against"]["score"], abs=1e-6)
+    low, high = found["win_rate_interval"]
+    assert low < found["win_rate"] < high
+    sample = run["samples"][0]
+    assert sample["policy"]["score"] == characters([sample["prompt"]], [sample["policy"]["answer"]])[0]
+    assert (tmp_path / "evaluation" / "run.json").is_file()
+    with pytest.raises(OutputError, match="holds another run"):
+        compared(base, base, output_dir=tmp_path / "evaluation")
+
+
+def test_figures_are_those_worked_by_hand() -> None:
+    import numpy as np
+
+    made = rollouts.collate([[1], [1], [1], [1]], [[5, 2], [5], [6, 7, 2], [2]], frozenset({2}), 0)
+    other = rollouts.collate([[1], [1], [1], [1]], [[2], [2], [2], [2]], frozenset({2}), 0)
+    first, second = np.array([1.0, 0.0, 2.0, 3.0]), np.array([0.0, 1.0, 2.0, 1.0])
+    found = evaluating.figures(first, second, torch.tensor([1.0, 2.0, 3.0, 6.0]), made, other)
+    assert found["win_rate"] == (1 + 0 + 0.5 + 1) / 4
+    assert found["score_difference"] == (1 - 1 + 0 + 2) / 4
+    # t with 3 degrees of freedom: 3.1824 x the standard error of (1, -1, 0, 2), 1.29099 / 2
+    assert found["score_difference_interval"] == pytest.approx([0.5 - 2.05426, 0.5 + 2.05426], abs=1e-4)
+    # Wilson: (p + z2 / 8 -+ z sqrt(p (1 - p) / 4 + z2 / 64)) / (1 + z2 / 4), z2 = 3.8415
+    assert found["win_rate_interval"] == pytest.approx([0.21943, 0.90811], abs=1e-4)
+    assert (found["kl"], found["policy"]["length"], found["against"]["length"]) == (3.0, 7 / 4, 1.0)
+
+
+def test_the_kl_is_that_of_both_policies_own_log_probabilities(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    one, other = (make_language_model("llama", tmp_path / name) for name in ("one", "other"))
+    model = AutoModelForCausalLM.from_pretrained(other)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.7)
+    model.save_pretrained(other)
+    seen: list[rollouts.Rollouts] = []
+
+    class Judge:
+        name = "judge"
+
+        def __call__(self, batch: Answered) -> list[float]:
+            seen.append(batch.rollouts)
+            return [0.0] * len(batch.answers)
+
+    found = compared(one, other, judge=Judge())
+    first, second = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (one, other))
+    total = 0.0
+    for ids, attention, mask in zip(seen[0].ids, seen[0].attention, seen[0].mask, strict=True):
+        whole, count = ids[attention.bool()], int(mask.sum())
+        with torch.no_grad():
+            a, b = (m(whole[None]).logits[0, -count - 1 : -1].log_softmax(-1) for m in (first, second))
+        chosen = whole[-count:, None]
+        total += float((a.gather(1, chosen) - b.gather(1, chosen)).sum())
+    assert found["metrics"]["kl"] == pytest.approx(total / 4, abs=1e-4) and abs(total) > 0.1
+
+
+@pytest.mark.parametrize("judge", [length, characters])
+def test_any_reward_judges(judge: object, tmp_path: Path) -> None:
+    base = make_language_model("gpt2", tmp_path / "base")
+    assert compared(base, base, judge=judge, prompts=2)["prompts"] == 2
+
+
+def test_faults_are_told(tmp_path: Path) -> None:
+    base = make_language_model("llama", tmp_path / "base")
+    with pytest.raises(DataError, match="names no data"):
+        evaluate_policy(policy=base, against=base, task=recipe(), judge=length)
+    with pytest.raises(RecipeError, match=r"'respons_length' \(did you mean 'response_length'\?\)"):
+        compared(base, base, settings={"respons_length": 3})

@@ -1,0 +1,158 @@
+"""SFT, a reward model, PPO, comparison: stages that run once, go on where they were, and end in a report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptft_hf.errors import OutputError, RecipeError
+from ptft_hf.recipes.pipeline import load_pipeline
+from ptft_hf.rlhf import pipeline as stages
+from ptft_hf.rlhf.pipeline import run_pipeline
+from tests.test_instruction import TALK, checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+QUICK = ["max_steps=2", "per_device_train_batch_size=4", "model.max_length=100"]
+PPO = ["total_episodes=8", "per_device_train_batch_size=4", "response_length=4", "bf16=false"]
+WATER = "Water. Much of it!"
+
+
+def files(folder: Path) -> dict[str, Any]:
+    """A pipeline with its data and recipes in a folder."""
+    rows = {
+        "instructions": [{"messages": TALK}] * 12,
+        "pairs": [
+            {"prompt": f"What is the sea? {i}", "chosen": WATER, "rejected": "Air."} for i in range(12)
+        ],
+        "prompts": [{"prompt": [{"role": "user", "content": f"What is the sea? {i}"}]} for i in range(12)],
+    }
+    families = {"instructions": "instruction", "pairs": "preference", "prompts": "prompts"}
+    for name, content in rows.items():
+        lines = "".join(json.dumps(row) + "\n" for row in content)
+        (folder / f"{name}.jsonl").write_text(lines, "utf-8")
+        splits = {split: f"{name}.jsonl" for split in ("train", "validation", "test")}
+        recipe = {"family": families[name], "data": {"path": "json", "data_files": splits}}
+        (folder / f"{name}.yaml").write_text(json.dumps(recipe), "utf-8")
+    checkpoint(folder / "base")
+    return {
+        "model": "base",
+        "seed": 1,
+        "sft": {"task": "instructions.yaml", "set": QUICK},
+        "reward": {"task": "pairs.yaml", "set": QUICK},
+        "ppo": {"task": "prompts.yaml", "set": PPO},
+        "evaluation": {"judge": "tests.test_pipeline:judge", "prompts": 4},
+    }
+
+
+def judge(prompts: list[str], answers: list[str]) -> list[float]:
+    return [float(len(answer)) for answer in answers]
+
+
+def written(folder: Path, values: dict[str, Any]) -> Path:
+    path = folder / "pipeline.yaml"
+    path.write_text(json.dumps(values), "utf-8")  # JSON is YAML
+    return path
+
+
+def test_all_stages_run_once_and_what_has_changed_runs_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, output = files(tmp_path), tmp_path / "out"
+    found = run_pipeline(written(tmp_path, values), output)
+    assert list(found) == ["sft", "reward", "ppo", "evaluation"]
+    assert found["ppo"]["model"]["policy"] == str(output / "sft")
+    assert found["ppo"]["reward"] == str(output / "reward")
+    report = (output / "report.md").read_text("utf-8")
+    assert "win rate" in report and "Accuracy on 12 held-out pairs" in report
+    page = (output / "report.html").read_text("utf-8")
+    assert "<script" not in page and "http" not in page.replace("http://www.w3.org", "")
+
+    capsys.readouterr()
+    times = {name: (output / name / "run.json").stat().st_mtime_ns for name in found}
+    run_pipeline(written(tmp_path, values), output)
+    assert {name: (output / name / "run.json").stat().st_mtime_ns for name in found} == times
+    assert capsys.readouterr().err.count("finished, and nothing that it builds on has changed") == 4
+
+    # Another rate of PPO: what stands before it stays, what builds on it is run anew.
+    values["ppo"]["set"] = [*PPO, "learning_rate=0.001"]
+    run_pipeline(written(tmp_path, values), output)
+    after = {name: (output / name / "run.json").stat().st_mtime_ns for name in found}
+    assert {name for name in found if after[name] != times[name]} == {"ppo", "evaluation"}
+
+    # Another row of preferences: the reward model is trained again, and with it PPO; the SFT model is not.
+    with (tmp_path / "pairs.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"prompt": "And the sky?", "chosen": "Air.", "rejected": "Water."}) + "\n")
+    run_pipeline(written(tmp_path, values), output)
+    last = {name: (output / name / "run.json").stat().st_mtime_ns for name in found}
+    assert {name for name in found if last[name] != after[name]} == {"reward", "ppo", "evaluation"}
+
+
+def test_a_stage_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, output = files(tmp_path), tmp_path / "out"
+    values["sft"]["set"] = [*QUICK[1:], "max_steps=4", "save_strategy=steps", "save_steps=1", "eval_strategy=steps"]
+    values["sft"]["set"] += ["eval_steps=1"]
+    pipeline = written(tmp_path, values)
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    from ptft_hf import training
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_pipeline(pipeline, output)
+    assert not (output / "sft" / "run.json").exists() and list((output / "sft" / "checkpoints").iterdir())
+    seen: list[dict[str, bool]] = []
+    original = training.train
+    monkeypatch.setattr(
+        stages.training,
+        "train",
+        lambda **given: seen.append({n: given[n] for n in ("resume", "overwrite")}) or original(**given),
+    )
+    monkeypatch.setattr(stages.Stages, "ppo", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(pipeline, output)
+    assert seen == [{"resume": True, "overwrite": False}, {"resume": False, "overwrite": False}]
+
+
+def test_all_faults_of_a_pipeline_are_told_together(tmp_path: Path) -> None:
+    values = files(tmp_path)
+    values["sft"]["set"] = ["learnin_rate=1"]
+    values["reward"]["task"] = "instructions.yaml"
+    values["ppo"]["set"] = ["kl_coeff=1"]
+    with pytest.raises(RecipeError) as caught:
+        load_pipeline(written(tmp_path, values))
+    text = "\n".join(caught.value.problems)
+    assert "sft: --set learnin_rate=1" in text
+    assert "is a recipe of the family instruction; this stage needs preference" in text
+    assert "ppo: --set kl_coeff=1: unknown option of PPO" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sftt": {}}, "unknown key 'sftt' (did you mean 'sft'?)"),
+        ({"sft": {"task": "x", "adaptor": "y"}}, "unknown key 'adaptor' (did you mean 'adapter'?)"),
+        ({"reward": None}, "reward: is missing: say how a reward model is trained"),
+        ({"ppo": {"set": []}}, "ppo.task: is missing"),
+        ({"seed": -1}, "expected a number of at least 0"),
+        ({"evaluation": {"prompts": 3}}, "evaluation.judge: is missing"),
+    ],
+)
+def test_faulty_files_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_pipeline(written(tmp_path, {**files(tmp_path), **change}))
+    assert said in "\n".join(caught.value.problems)
+
+
+def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("x", "utf-8")
+    with pytest.raises(OutputError, match="holds other files"):
+        run_pipeline(written(tmp_path, files(tmp_path)), tmp_path / "out")
+    with pytest.raises(RecipeError, match="there is no such file"):
+        load_pipeline(tmp_path / "nothing.yaml")
