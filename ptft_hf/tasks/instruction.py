@@ -10,13 +10,13 @@ import numpy as np
 from ptft_hf import report
 from ptft_hf.errors import DataError, ModelError
 from ptft_hf.recipes.instruction import InstructionRecipe
-from ptft_hf.tasks import Usage, conversations, corpora, generation, summary_usage
+from ptft_hf.tasks import Usage, corpora, generation, summary_usage, turns
 from ptft_hf.tasks.causal_lm import CausalLM
-from ptft_hf.tasks.conversations import Marked
 from ptft_hf.tasks.inputs import check_text, text_row
 from ptft_hf.tasks.language_models import commonest_share
 from ptft_hf.tasks.marks import IGNORED
 from ptft_hf.tasks.prompting import beginning, speech_of
+from ptft_hf.tasks.turns import Marked
 
 SAMPLES = ("What is the capital of Norway?", "Write a sentence about the sea.")
 
@@ -69,9 +69,9 @@ class Instruction(CausalLM):
             faults = [f"{name}: row {n}: {fault}" for n, row in enumerate(rows, 1) if (fault := _fault(row))]
             problems += [*faults[:3], *([f"{name}: {len(faults):,} such rows in all"] if len(faults) > 3 else [])]
             if not faults:
-                turns = [len(messages) for messages in rows["messages"][:]] if "messages" in self.columns else []
-                more = f", {sum(turns) / len(turns):.1f} turns on average" if turns else ""
-                notes.append(f"{name}: {len(rows):,} {'conversations' if turns else 'texts'}{more}")
+                counts = [len(messages) for messages in rows["messages"][:]] if "messages" in self.columns else []
+                more = f", {sum(counts) / len(counts):.1f} turns on average" if counts else ""
+                notes.append(f"{name}: {len(rows):,} {'conversations' if counts else 'texts'}{more}")
         if problems:
             raise DataError(*problems)
         self.chats = not isinstance(splits.train[0][self.columns[0]], str)
@@ -145,13 +145,13 @@ class Instruction(CausalLM):
     def _marked(self, row: Mapping[str, Any], tokenizer: Any, number: int) -> Marked:
         try:
             if "messages" in row:
-                return conversations.of_messages(tokenizer, row["messages"])
+                return turns.of_messages(tokenizer, row["messages"])
             if "text" in row:
-                return conversations.of_text(tokenizer, row["text"])
+                return turns.of_text(tokenizer, row["text"])
             prompt, completion = row["prompt"], row["completion"]
             if isinstance(prompt, str):
-                return conversations.of_pair(tokenizer, prompt, completion)
-            return conversations.of_messages(tokenizer, [*prompt, *completion], len(prompt))
+                return turns.of_pair(tokenizer, prompt, completion)
+            return turns.of_messages(tokenizer, [*prompt, *completion], len(prompt))
         except ModelError as error:
             raise ModelError(*(f"row {number}: {problem}" for problem in error.problems)) from error
 
@@ -161,7 +161,7 @@ class Instruction(CausalLM):
         for given in rows["given"][:]:
             messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
             ids = (
-                conversations.prompt_ids(tokenizer, messages) if self.chats else beginning(tokenizer, given)
+                turns.prompt_ids(tokenizer, messages) if self.chats else beginning(tokenizer, given)
             )
             if len(ids) > room:
                 raise DataError(
