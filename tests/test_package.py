@@ -98,6 +98,7 @@ def test_importing_the_package_imports_nothing_heavy():
     [
         ["--help"],
         ["train", "--help"],
+        ["feedback", "generate", "--help"],
         ["ls"],
         ["show", "lora/r8_attention"],
         ["show", "sequence_classification/aclsum_roles"],
@@ -132,7 +133,7 @@ LAYERS = [
     {"records"},
     {"training"},
     {"rlhf"},
-    {"hub", "comparing", "tuning"},
+    {"hub", "comparing", "tuning", "feedback"},
     {"cli"},
     {"__main__"},
 ]
@@ -257,7 +258,9 @@ def test_the_wheel_has_recipes_and_types_and_nothing_at_the_top_but_the_package(
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {f"ptft_hf/_recipes/{name}" for name in recipes_of(ROOT)} | {"ptft_hf/py.typed"} <= names
+    pages = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("page.*")}
+    assert {f"ptft_hf/_recipes/{name}" for name in recipes_of(ROOT)} | {"ptft_hf/py.typed"} | pages <= names
+    assert len(pages) == 4
     assert {name.partition("/")[0] for name in names} == {
         "ptft_hf",
         f"{wheel.name.rsplit('-', 3)[0]}.dist-info",

@@ -1,6 +1,6 @@
 """The ``ptft`` command. torch and transformers are imported when a verb needs them, not before.
 
-The verbs stand in ``training``, ``using`` and ``looking``, what they share in ``options``.
+The verbs stand in ``training``, ``using``, ``looking`` and ``feedback``, what they share in ``options``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ptft_hf.errors import PtftError
 
 # The help lists the verbs in this order.
 # isort: off
-from ptft_hf.cli import training, using, looking  # noqa: F401
+from ptft_hf.cli import training, using, looking, feedback  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main", "print_error"]
