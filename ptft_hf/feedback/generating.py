@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
-from ptft_hf import adapters, checkpoints, inference, models, recipes, report
-from ptft_hf.errors import CheckpointError, DataError, ModelError, OutputError, RecipeError
+from ptft_hf import models, recipes, report
+from ptft_hf.errors import DataError, ModelError, OutputError, RecipeError
 from ptft_hf.feedback.store import Answer, Store, check_place
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
+from ptft_hf.rlhf.decoders import load_decoder
 from ptft_hf.rlhf.rollouts import answer_text
 from ptft_hf.tasks import generation
 from ptft_hf.tasks.prompts import Prompt, Prompts
@@ -263,56 +263,3 @@ def _draw(
 # ---- models ----
 
 CAUSAL = "AutoModelForCausalLM"
-
-
-def load_decoder(reference: str, dtype: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """A model that writes, in evaluation mode, and its tokenizer.
-
-    Args:
-        reference: A Hub id or checkpoint, the folder of a run, or that of a PEFT adapter.
-        dtype: Computes in this type.
-        options: ``from_pretrained``'s, for checkpoints; runs know their own.
-
-    Raises:
-        ModelError: It is no decoder, or cannot be loaded.
-        CheckpointError: The folder of a run is damaged.
-    """
-    folder, computes_in = Path(reference), models.as_dtype(dtype)
-    reader: tuple[str, Mapping[str, Any]] = (reference, {})
-    if (folder / "run.json").is_file():
-        model = _of_run(folder)
-    elif recipes.saved_adapter_kind(reference) is not None:
-        config = checkpoints.read_json(folder / "adapter_config.json")
-        base = str(config.get("base_model_name_or_path"))
-        with models.reading(reference):
-            model = adapters.load(_checkpoint(base, options), folder)
-        if not (folder / "tokenizer_config.json").is_file():
-            reader = (base, options)
-    else:
-        model = _checkpoint(reference, options)
-        reader = (reference, options)
-    tokenizer = models.load_tokenizer(reader[0], **reader[1])
-    if models.plain_model(model).config.is_encoder_decoder or tokenizer.eos_token_id is None:
-        raise ModelError(f"{reference}: a decoder with an end token is needed, which goes on from a prompt")
-    models.ensure_padding(models.plain_model(model), tokenizer)
-    model = models.in_dtype(model, computes_in)
-    return (model.to("cuda") if torch.cuda.is_available() else model).eval(), tokenizer
-
-
-def _checkpoint(reference: str, options: Mapping[str, Any]) -> Any:
-    loaded = models.load_model(reference, CAUSAL, config={}, **options)
-    if loaded.new:
-        raise ModelError(f"{reference}: no language model: {sorted(loaded.new)[:3]} are not in the checkpoint")
-    return loaded.model
-
-
-def _of_run(folder: Path) -> Any:
-    if problems := checkpoints.damage(folder):
-        raise CheckpointError(*problems)
-    run = checkpoints.read_json(folder / "run.json")
-    facts = run["model"]
-    if facts.get("auto_class", CAUSAL) != CAUSAL:  # runs of PPO do not name it
-        raise ModelError(f"{folder}: was trained for {run['task']['name']}, and does not go on from a prompt")
-    options = {"dtype": facts["dtype"], **facts["options"]}  # which the base's fingerprint is of
-    as_trained = {**run, "model": {**facts, "options": options}}
-    return inference.load_weights(folder, as_trained, None, cast(Any, SimpleNamespace(auto_class=CAUSAL)), True)

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ptft_hf import checkpoints, metrics, models, recipes, records, report, training
+from ptft_hf import checkpoints, metrics, models, records, report, training
 from ptft_hf.comparing.statistics import mean_interval
 from ptft_hf.errors import DataError
 from ptft_hf.recipes.ppo import load_ppo
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
-from ptft_hf.rlhf import rewards, roles, rollouts
-from ptft_hf.rlhf.preparing import adapter_of_folder, end_tokens, longest_prompt, uses_bf16
+from ptft_hf.rlhf import rewards, rollouts
+from ptft_hf.rlhf.decoders import load_decoder
+from ptft_hf.rlhf.preparing import end_tokens, longest_prompt, uses_bf16
 from ptft_hf.rlhf.rewards import Answered
 from ptft_hf.rlhf.rollouts import Rollouts
 from ptft_hf.tasks.prompts import Prompt, Prompts
@@ -184,8 +185,7 @@ def _side(
     answers: list[list[int]] = []
     starts, device = range(0, len(ids), size), next(model.parameters()).device
     bar = report.bar(len(starts), f"Answers of {Path(reference).name}", "batch", stays=False, show=True)
-    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(config))
-    with torch.no_grad(), bf16, models.quiet(), bar:
+    with torch.no_grad(), models.quiet(), bar:
         for start in starts:
             answers += rollouts.generate(
                 model,
@@ -210,29 +210,14 @@ def _side(
 
 
 def load_policy(reference: str, recipe: PromptsRecipe, config: PPOConfig) -> Policy:
-    """A checkpoint, or a PEFT adapter on one, in the precision of PPO's rollouts.
+    """A checkpoint, the folder of a run, or a PEFT adapter, in the precision of PPO's rollouts.
 
     Raises:
         ModelError: It cannot be loaded, or cannot be run as rollouts need it.
     """
     options = {name: value for name, value in recipe.model.items() if name != "max_length"}
-    adapter, base = recipes.load_adapter("full/default"), reference
-    is_adapter = recipes.saved_adapter_kind(reference) == "peft"
-    if is_adapter:
-        adapter, base = adapter_of_folder(Path(reference))
-    bf16 = uses_bf16(config)
-    loaded = roles.load_base(base, adapter, bf16, **options)
-    model = loaded.model
-    if is_adapter:
-        import peft
-
-        with models.reading(reference):
-            model = peft.PeftModel.from_pretrained(model, reference)
-    tokenizer = models.load_tokenizer(
-        reference if (Path(reference) / "tokenizer_config.json").is_file() else base, **options
-    )
-    models.ensure_padding(loaded.model, tokenizer)
+    model, tokenizer = load_decoder(reference, "bfloat16" if uses_bf16(config) else "float32", options)
     rollouts.check_architecture(model, reference)
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    longest = longest_prompt(recipe, config, loaded.model, tokenizer)
-    return Policy(model.to(device).eval(), tokenizer, end_tokens(loaded.model, tokenizer, config), longest)
+    plain = models.plain_model(model)
+    longest = longest_prompt(recipe, config, plain, tokenizer)
+    return Policy(model, tokenizer, end_tokens(plain, tokenizer, config), longest)

@@ -86,7 +86,7 @@ def make_plan(
             raise AdapterError(
                 f"{policy}: is an adapter already, and is trained further; leave out the adapter recipe"
             )
-        start, adapter, base = Path(reference), *adapter_of_folder(Path(reference))
+        start, adapter, base = Path(reference), *_of_folder(Path(reference))
     elif adapter is None:
         adapter = DEFAULT_ADAPTER
     elif not isinstance(adapter, str | Path | AdapterRecipe):
@@ -95,7 +95,7 @@ def make_plan(
     return Plan(reference, base, start, the_task, the_adapter, config, given_rewards, judge, seed)
 
 
-def adapter_of_folder(folder: Path) -> tuple[AdapterRecipe, str]:
+def _of_folder(folder: Path) -> tuple[AdapterRecipe, str]:
     """The recipe of an adapter that was saved, and its base."""
     if (folder / "run.json").is_file():
         run = checkpoints.read_json(folder / "run.json")
