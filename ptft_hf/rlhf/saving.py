@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,15 +147,26 @@ def prove(run: Any, folder: Path) -> dict[str, Any]:
     prompts = sorted(run.ready.held_out, key=lambda prompt: -len(prompt.ids))[:8]
     texts = [{"input_ids": p.ids, "attention_mask": [1] * len(p.ids)} for p in prompts]
     probe = [{name: torch.tensor([text[name]]) for name in text} for text in texts]
-    with role.playing() as model:
-        before = checkpoints.logits_on(model, probe)
-    with models.reading(str(folder)):
+
+    def reload() -> Any:
         if adapter_kind(role.model) == "peft":
             loaded = roles.load_base(plan.base, plan.adapter, run.bf16, **run.base_options)
-            fresh = peft.PeftModel.from_pretrained(loaded.model, str(folder))
-        else:
-            fresh = transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=role.model.dtype)
-    fresh.to(next(role.model.parameters()).device).eval()
+            return peft.PeftModel.from_pretrained(loaded.model, str(folder))
+        return transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=role.model.dtype)
+
+    with models.reading(str(folder)), role.playing() as model:
+        return compare_reloaded(model, reload, probe)
+
+
+def compare_reloaded(model: Any, reload: Callable[[], Any], probe: checkpoints.Probe) -> dict[str, Any]:
+    """The trained policy's logits against those of what was loaded back.
+
+    Raises:
+        RoundTripError: They differ in the least.
+    """
+    before = checkpoints.logits_on(model, probe)
+    fresh = reload()
+    fresh.to(next(model.parameters()).device).eval()
     after = checkpoints.logits_on(fresh, probe)
     if not all(map(torch.equal, before, after)):
         pairs = zip(before, after, strict=True)
