@@ -13,6 +13,7 @@ from ptft_hf.recipes.models import (
     TaskRecipe,
     TokenClassificationRecipe,
 )
+from ptft_hf.recipes.preference import PreferenceRecipe
 from ptft_hf.recipes.prompts import PromptsRecipe
 from ptft_hf.recipes.summarization import SummarizationRecipe
 
@@ -23,6 +24,7 @@ TASK_FAMILIES: dict[str, type[TaskRecipe]] = {
     "masked_lm": MaskedLMRecipe,
     "causal_lm": CausalLMRecipe,
     "summarization": SummarizationRecipe,
+    "preference": PreferenceRecipe,
     "prompts": PromptsRecipe,
 }
 ADAPTER_FAMILIES: dict[str, type[AdapterRecipe]] = {
