@@ -272,9 +272,7 @@ def pairwise_accuracy(differences: Numbers) -> float:
     Args:
         differences: [N], score of the better one minus that of the other.
     """
-    _raise_if(
-        DataError, _shape_problems("differences", differences, (len(differences),))
-    )
+    _raise_if(DataError, _shape_problems("differences", differences, (len(differences),)))
     _raise_if(ModelError, _finite_problems("differences", differences))
     return float((np.sign(differences) + 1).mean() / 2)
 
