@@ -63,7 +63,7 @@ def export(
     if to == "onnx":
         onnx_models.check_packages()
     trained = inference.load(path, model=model)
-    if to == "onnx" and trained.task.auto_class not in ONNX_CLASSES:
+    if to == "onnx" and (trained.task.auto_class not in ONNX_CLASSES or trained.task.sequences > 1):
         raise ModelError(f"onnx: for classifiers and taggers, not for {trained.run['task']['family']}")
     adapted = models.adapter_kind(trained.model) is not None
     whole = trained.merge(base) if adapted else trained

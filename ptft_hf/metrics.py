@@ -266,6 +266,17 @@ def expected_calibration_error(labels: Numbers, probabilities: Numbers, bins: in
     return float(np.abs(gaps).sum() / len(labels))
 
 
+def pairwise_accuracy(differences: Numbers) -> float:
+    """The share of pairs that are told right; equal scores count one half.
+
+    Args:
+        differences: [N], score of the better one minus that of the other.
+    """
+    _raise_if(DataError, _shape_problems("differences", differences, (len(differences),)))
+    _raise_if(ModelError, _finite_problems("differences", differences))
+    return float((np.sign(differences) + 1).mean() / 2)
+
+
 def wilson_interval(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """The interval of Wilson (1927, "Probable inference, the law of succession, and statistical inference") for a
     share of n trials; unlike the usual plus or minus it stays between 0 and 1, and has a width where all are right.

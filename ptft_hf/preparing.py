@@ -279,7 +279,8 @@ def describe(plan: Plan, ready: Ready, arguments: Any, trainer: Any, attention: 
             "model": f"{plan.model} ({type(plain_model(ready.model)).__name__})",
             "method": f"{plan.adapter.name}: {trainable:,} of {total:,} parameters ({trainable / total:.2%})",
             "rows": ", ".join(f"{name} {len(rows):,}" for name, rows in ready.encoded.items()),
-            "batch": f"{batch} rows, the longest {min(batch, rows)} x {longest} {ready.task.unit}",
+            "batch": f"{batch} rows, the longest {min(batch, rows) * ready.task.sequences} x {longest} "
+            f"{ready.task.unit}",
             "steps": f"{steps * arguments.num_train_epochs:.0f} in {arguments.num_train_epochs:g} epochs, "
             f"learning rate {arguments.learning_rate:g}, {precision}, "
             f"{attention or f'{plain_model(ready.model).config._attn_implementation} attention'}",

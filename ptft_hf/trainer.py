@@ -115,14 +115,14 @@ class Trainer(AtomicCheckpoints, transformers.Trainer):
         size = len(batch["labels"])
         rest = len(dataset) % (self._train_batch_size * self.args.world_size)
         own = min(max(rest - self.args.process_index * size, 0), size) if rest else size
-        rows = {name: value[: max(own, 1)] for name, value in batch.items()}
+        rows = {name: value[: max(own, 1) * self.task.sequences] for name, value in batch.items()}
         return rows | {"labels": batch["labels"][:own]}
 
     def _loss(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         heads: list[Any] = list(forward.logits_of_heads(outputs))
         if self.lazy_logits:
             heads[0] = self.lazy_logits.pop()
-        heads = [logits[: len(labels)] for logits in heads]
+        heads = [logits[: len(labels) * self.task.sequences] for logits in heads]
         smoothing = self.args.label_smoothing_factor if self.model.training else 0.0
         total = self.task.loss_weight(labels) if num_items_in_batch is None else num_items_in_batch
         # An objective of several terms has a sum and a count for each.

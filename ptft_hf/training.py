@@ -281,17 +281,26 @@ def probe_batch(ready: Ready, collate: Any) -> checkpoints.Probe:
 def final_metrics(
     ready: Ready, model: Any, evaluated: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The chosen model on validation, what is chosen there (thresholds), and then, once, on test."""
+    """The chosen model on training rows, if the family fixes something there; on validation, what is chosen there
+    (thresholds); and then, once, on test."""
+
+    def say(notes: Sequence[str]) -> None:
+        ready.notes.extend(notes)
+        for note in notes if PartialState().is_main_process else ():
+            report.say(f"- {note}")
+
+    def answers(encoded: Any) -> tuple[Any, Any]:
+        outputs = forward.shared_outputs(ready.task, model, encoded, ready.tokenizer, BATCH_SIZE, progress=True)
+        return outputs, ready.task.targets(encoded)
+
+    seen = ready.task.rows_to_look_back_on(ready.encoded["train"])
+    if seen is not None:
+        say(ready.task.look_back(*answers(seen)))
     metrics, details = {}, {}
     for name in evaluated:
-        encoded = ready.encoded[name]
-        outputs = forward.shared_outputs(ready.task, model, encoded, ready.tokenizer, BATCH_SIZE, progress=True)
-        targets = ready.task.targets(encoded)
+        outputs, targets = answers(ready.encoded[name])
         if name == "validation":
-            for note in ready.task.after_training(outputs, targets):
-                ready.notes.append(note)
-                if PartialState().is_main_process:
-                    report.say(f"- {note}")
+            say(ready.task.after_training(outputs, targets))
         metrics[name] = ready.task.metrics(outputs, targets)
         details[name] = ready.task.report(outputs, targets)
     return metrics, details

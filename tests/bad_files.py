@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from tests.bad_inputs import TRAIN, Case, append, both, cut, flip, lines, remove, replace, write
+from tests.bad_inputs import TRAIN, Case, Change, append, both, cut, flip, lines, remove, replace, write
 
 SPLITS = ("train", "dev", "test")
 TWO_ROWS = '{"text": "a", "label": "pos"}\n{"text": "b", "label": "neg"}\n'
@@ -104,6 +105,49 @@ ROWS = (
         lambda: Path("test.jsonl").write_text(Path("train.jsonl").read_text()) and None,
     ),
     Case("two rows", TRAIN, ("train",), both(write("train.jsonl", TWO_ROWS), write("task.yaml", ONE_FILE))),
+)
+
+PAIRS = "family: preference\ndata: {path: json, data_files: {train: pairs.jsonl}}\n"
+
+
+def answers(**more: object) -> Change:
+    """``task.yaml`` with pairs of answers, of which the second row holds ``more``; None takes a column out."""
+    gone = {name for name, value in more.items() if value is None}
+    whole: dict[str, object] = {"chosen": "good", "rejected": "bad", "margin": 0.0, "tie": False}
+    rows = [{"prompt": f"the film {i}", **whole} for i in range(20)]
+    rows = [{name: value for name, value in row.items() if name not in gone} for row in rows]
+    rows[1] |= {name: value for name, value in more.items() if name not in gone}
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    return both(write("pairs.jsonl", text), write("task.yaml", PAIRS))
+
+
+PREFERENCES = (
+    Case("pairs without the other answer", TRAIN, ("'rejected'", "pairs.jsonl"), answers(rejected=None)),
+    Case(
+        "a margin below 0",
+        TRAIN,
+        (": row ", "'margin' is -1.5", "from 0 on"),
+        answers(margin=-1.5),
+    ),
+    Case("a tie with a margin", TRAIN, (": row ", "a tie with a margin of 2"), answers(tie=True, margin=2.0)),
+    Case(
+        "nothing but ties",
+        TRAIN,
+        ("train", "ties", "nothing to tell apart"),
+        both(answers(), lines("pairs.jsonl", lambda _, row: row | {"tie": True})),
+    ),
+    Case(
+        "answers that are neither texts nor messages",
+        TRAIN,
+        ("'chosen'", "'role' and 'content'"),
+        both(answers(), lines("pairs.jsonl", lambda _, row: row | {"chosen": [{"text": "good"}]})),
+    ),
+    Case(
+        "a misspelt column of a pair",
+        TRAIN,
+        ("task.yaml:3", "'chosn'", "did you mean 'chosen'"),
+        both(answers(), append("task.yaml", "columns: {chosn: text}\n")),
+    ),
 )
 
 MODELS = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ptft_hf import cli
-from tests.bad_files import MODELS, ROWS, RUNS, STOPPED
+from tests.bad_files import MODELS, PREFERENCES, ROWS, RUNS, STOPPED
 from tests.bad_inputs import FLAGS, RECIPES, TRAIN, Case
 from tests.conftest import rows, write_rows
 from tests.tiny import make_checkpoint
@@ -98,6 +98,11 @@ def test_a_bad_setting_is_refused(case: Case, refused: Callable[[Case], None]) -
 
 @pytest.mark.parametrize("case", ROWS, ids=lambda case: case.name)
 def test_bad_data_are_refused(case: Case, refused: Callable[[Case], None]) -> None:
+    refused(case)
+
+
+@pytest.mark.parametrize("case", PREFERENCES, ids=lambda case: case.name)
+def test_bad_pairs_of_answers_are_refused(case: Case, refused: Callable[[Case], None]) -> None:
     refused(case)
 
 

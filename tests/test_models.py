@@ -237,7 +237,7 @@ def test_a_row_s_logits_do_not_depend_on_its_batch(architecture: str, checkpoint
     assert (together - alone).abs().max() < 0.01 * spread
 
 
-def test_xlnet_padded_on_the_right_pools_padding(checkpoint: Checkpoint) -> None:
+def test_xlnet_padded_on_the_right_pools_padding(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Upstream's summary takes the last position, whatever stands there."""
     model, tokenizer = load(checkpoint("xlnet")).model, make_tokenizer("xlnet")
     tokenizer.padding_side = "right"
@@ -247,6 +247,8 @@ def test_xlnet_padded_on_the_right_pools_padding(checkpoint: Checkpoint) -> None
     assert (together - alone).abs().max() > (alone[0] - alone[1]).abs().max()
     models.ensure_padding(model, tokenizer)
     assert tokenizer.padding_side == "left"
+    tokenizer.save_pretrained(tmp_path)
+    assert models.load_tokenizer(str(tmp_path)).padding_side == "left"  # as the finished run is used
 
 
 def test_a_decoder_without_a_padding_token_takes_its_end_token_and_says_so(checkpoint: Checkpoint) -> None:
@@ -322,3 +324,15 @@ def test_only_plain_layers_are_replaced(architecture: str, has: bool, checkpoint
     cache = empty_cache(model)
     assert (cache is not None) is has
     assert cache is None or len(cache.layers) == model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("auto", ["AutoModelForSequenceClassification", "AutoModelForCausalLM"])
+def test_a_model_of_a_gguf_file_is_rebuilt_whether_it_writes_or_not(auto: str, checkpoint: Checkpoint) -> None:
+    from ptft_hf.models.loading import unpacked
+
+    model = models.load_model(str(checkpoint("llama")), auto, config={}).model
+    model.config.quantization_config = object()  # as transformers leaves it when it has unpacked such a file
+    plain = unpacked(model)
+    assert not hasattr(plain.config, "quantization_config")
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
+    assert hasattr(plain, "generation_config") == (auto == "AutoModelForCausalLM")

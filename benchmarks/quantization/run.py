@@ -125,8 +125,8 @@ def report(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"The two curves are at most {max(gaps):.3f} nats apart in any step ({mean(gaps):.3f} on average). Memory on "
-        "a CPU: the fp32 checkpoint is read before it is quantized, so the peak of the process is not smaller; on CUDA "
-        "it is what the quantized weights take.",
+        "a CPU: the fp32 checkpoint is read before it is quantized, so the peak of the process is not smaller; on "
+        "CUDA it is what the quantized weights take.",
     ]
     return "\n".join(lines) + "\n"
 

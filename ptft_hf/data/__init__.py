@@ -66,6 +66,7 @@ def load_splits(
     label_column: str | None = "label",
     otherwise: Sequence[Sequence[str]] = (),
     group_column: str | None = None,
+    values: Sequence[str] = (),
 ) -> Splits:
     """Load, rename and clean the three splits of a data set.
 
@@ -82,6 +83,7 @@ def load_splits(
             is ``required``. The last column of each is the label, unless the family has none.
         group_column: Rows with the same value in it stay together where a split is cut from train: the documents of
             running text. Not heeded if there are fewer than three values.
+        values: Those of ``optional`` that hold no text, and keep their type: numbers, booleans.
 
     Returns:
         `Splits`. A missing validation or test split, or one without any label, is cut from train: 10 % of its
@@ -102,7 +104,7 @@ def load_splits(
             raise DataError(
                 f"there is no split 'train', only {', '.join(raw) or 'none'}: name it under data.splits"
             )
-        schema = _schema(raw["train"], columns, required, optional, label_column, otherwise)
+        schema = _schema(raw["train"], columns, required, optional, label_column, otherwise, values)
         tables = prepare(raw, schema, notes)
         tables = _with_cuts(tables, schema, seed, notes, group_column)
     return Splits(tables["train"], tables["validation"], tables["test"], notes)
@@ -117,6 +119,7 @@ def load_split(
     optional: Sequence[str] = (),
     label_column: str | None = "label",
     otherwise: Sequence[Sequence[str]] = (),
+    values: Sequence[str] = (),
 ) -> tuple[datasets.Dataset, list[str]]:
     """One split and the notes about it, cleaned as `load_splits` does; for evaluation.
 
@@ -132,7 +135,7 @@ def load_split(
             raw, notes = {split: next(iter(raw.values()))}, []
         if split not in raw:
             raise DataError(f"there is no split {split!r}, only {', '.join(raw)}: name it under data.splits")
-        schema = _schema(raw[split], columns, required, optional, label_column, otherwise)
+        schema = _schema(raw[split], columns, required, optional, label_column, otherwise, values)
         tables = prepare({split: raw[split]}, schema, notes)
     if split not in tables:
         raise DataError(f"{raw[split].origin}: no row of {split} has a label")
@@ -146,8 +149,9 @@ def _schema(
     optional: Sequence[str],
     label_column: str | None,
     otherwise: Sequence[Sequence[str]],
+    values: Sequence[str],
 ) -> Schema:
-    schema = Schema.of(columns, required, optional, label_column)
+    schema = Schema.of(columns, required, optional, label_column, values)
     if schema.fits(raw.columns):
         return schema
     others = [Schema.of(columns, names, (), label_column and names[-1]) for names in otherwise]
@@ -282,7 +286,7 @@ def _with_cuts(
     tables = dict(tables)
     train = tables["train"]
     groups = _keys("train", train, schema.texts, None).folded
-    names = train[group_column][:] if group_column in train.column_names else []
+    names = list(map(duplicates.flatten, train[group_column][:])) if group_column in train.column_names else []
     whole = len(set(names)) > 2
     groups = names if whole else groups
     labels = train[schema.label][:] if schema.label is not None else None

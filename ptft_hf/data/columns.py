@@ -40,13 +40,20 @@ class Schema(NamedTuple):
     required: tuple[str, ...]  # with the label
     optional: tuple[str, ...]
     label: str | None
+    values: tuple[str, ...] = ()  # of the optional ones, what is no text
 
     @classmethod
     def of(
-        cls, columns: Mapping[str, str], required: Sequence[str], optional: Sequence[str], label: str | None
+        cls,
+        columns: Mapping[str, str],
+        required: Sequence[str],
+        optional: Sequence[str],
+        label: str | None,
+        values: Sequence[str] = (),
     ) -> Schema:
         needed = [*required] if label is None or label in required else [*required, label]
-        return cls(columns, tuple(needed), tuple(name for name in optional if name not in needed), label)
+        others = tuple(name for name in optional if name not in needed)
+        return cls(columns, tuple(needed), others, label, tuple(values))
 
     def fits(self, present: Iterable[str]) -> bool:
         """Whether a split with these columns has all that are required."""
@@ -166,7 +173,7 @@ def _fault(values: list[Any]) -> str | None:
 def _with_text(split: str, table: datasets.Dataset, schema: Schema, notes: list[str]) -> datasets.Dataset:
     """Numbers in text columns written out; None in the optional ones ''."""
     for name, feature in table.features.items():
-        if name == schema.label or not isinstance(feature, datasets.Value):
+        if name in (schema.label, *schema.values) or not isinstance(feature, datasets.Value):
             continue
         text = feature.dtype in ("string", "large_string", "null")
         values = table[name][:]

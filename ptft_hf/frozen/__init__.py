@@ -54,7 +54,7 @@ def kept(trainer: Any) -> Iterator[int]:
                 layers = frozen_layers(in_training(trainer), *probes(trainer))
                 if layers is not None:
                     parts = parts_of(trainer)
-                    size = room_for(layers, parts, trainer.recipe.frozen_cache_gb * 1e9)
+                    size = room_for(layers, parts, trainer.recipe.frozen_cache_gb * 1e9, trainer.task.sequences)
                     fill(layers, trainer, parts[0])
                     trainer.clock.before = time.perf_counter() - started  # evaluations are no part of it
                     for part in parts[1:]:
@@ -126,15 +126,15 @@ def parts_of(trainer: Any) -> list[Part]:
     return parts
 
 
-def room_for(layers: FrozenLayers, parts: Sequence[Part], limit: float) -> int:
-    """Begin with nothing kept of these parts; the bytes that all will take.
+def room_for(layers: FrozenLayers, parts: Sequence[Part], limit: float, sequences: int = 1) -> int:
+    """Begin with nothing kept of these parts; the bytes that all will take, each row with up to so many sequences.
 
     Raises:
         NotExact: More than ``limit``.
     """
     sample = layers.kept[True].values
     assert sample is not None
-    tokens = [sum(part.rows["length"][:]) for part in parts]
+    tokens = [sequences * sum(part.rows["length"][:]) for part in parts]
     size = int(sum(tokens) * sample.shape[1] * sample.element_size())
     if size > limit:
         raise NotExact(

@@ -83,7 +83,8 @@ def ensure_padding(model: Any, tokenizer: Any) -> str | None:
             f"the tokenizer's padding token {tokenizer.pad_token!r} is number {tokenizer.pad_token_id}, and the "
             f"model has embeddings for {size} tokens only; do the two belong together?"
         )
-    tokenizer.padding_side = "left" if _pools_last_position(model) else "right"
+    side = "left" if _pools_last_position(model) else "right"
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = side  # else it is not saved
     model.config.pad_token_id = tokenizer.pad_token_id
     text_config = model.config.get_text_config()
     text_config.pad_token_id = tokenizer.pad_token_id

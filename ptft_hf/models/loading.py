@@ -100,7 +100,8 @@ def unpacked(model: Any) -> Any:
     del model.config.quantization_config
     plain = type(model)(model.config).to(model.dtype)
     plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
+    if model.can_generate():
+        plain.generation_config = model.generation_config
     return plain
 
 

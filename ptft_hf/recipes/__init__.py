@@ -51,6 +51,7 @@ from ptft_hf.recipes.models import (
     keys_of,
 )
 from ptft_hf.recipes.overrides import Overrides, parse_set, read_sets
+from ptft_hf.recipes.preference import PreferenceRecipe
 from ptft_hf.recipes.summarization import SummarizationRecipe
 from ptft_hf.recipes.upstream import (
     importable,
@@ -79,6 +80,7 @@ __all__ = [
     "Overrides",
     "PartialRecipe",
     "PeftRecipe",
+    "PreferenceRecipe",
     "SequenceClassificationRecipe",
     "SummarizationRecipe",
     "TaskRecipe",

@@ -14,6 +14,7 @@ from ptft_hf.recipes.models import (
     TaskRecipe,
     TokenClassificationRecipe,
 )
+from ptft_hf.recipes.preference import PreferenceRecipe
 from ptft_hf.recipes.prompts import PromptsRecipe
 from ptft_hf.recipes.summarization import SummarizationRecipe
 
@@ -25,6 +26,7 @@ TASK_FAMILIES: dict[str, type[TaskRecipe]] = {
     "causal_lm": CausalLMRecipe,
     "instruction": InstructionRecipe,
     "summarization": SummarizationRecipe,
+    "preference": PreferenceRecipe,
     "prompts": PromptsRecipe,
 }
 ADAPTER_FAMILIES: dict[str, type[AdapterRecipe]] = {

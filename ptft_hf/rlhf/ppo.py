@@ -259,14 +259,11 @@ class Run(Processes):
         decode = partial(rollouts.answer_text, self.ready.tokenizer)
         texts = [decode(prompt.ids, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         made = rollouts.collate(ids, answers, self.ready.end_ids, pad, self.device)
-        return Answered([prompt.text for prompt in prompts], texts, made)
+        return Answered([prompt.text for prompt in prompts], texts, made, [prompt.source for prompt in prompts])
 
     def score(self, batch: Answered) -> tuple[dict[str, list[float]], list[float] | None]:
         """Each reward's scores by its name, and the held-out judge's; each process scores its share."""
-        rows = torch.tensor(list(self.share(range(len(batch.answers)))))
-        own = Answered(
-            [batch.prompts[i] for i in rows], [batch.answers[i] for i in rows], batch.rollouts.take(rows)
-        )
+        own = batch.take(torch.tensor(list(self.share(range(len(batch.answers))))))
         parts = self.ready.reward.parts(own)
         judged = None if self.ready.judge is None else self.ready.judge(own)
         count = len(batch.answers)

@@ -1,8 +1,9 @@
 """What says how good an answer is: classifiers, functions, reward models on the policy's base, and sums of these.
 
-A reward is written ``[WEIGHT*]SOURCE[#LABEL]``. ``SOURCE`` is a folder or checkpoint of a sequence classifier, or
-``package.module:function``; ``LABEL`` says which label's probability counts, where there are several. Over a
-classifier's ``LABEL`` stands ``logit`` where its logit is to count instead: ``runs/sentiment#pos:logit``.
+A reward is written ``[WEIGHT*]SOURCE[#LABEL]``. ``SOURCE`` is a folder or checkpoint of a sequence classifier, the
+folder of a run of the family ``preference``, or ``package.module:function``; ``LABEL`` says which label's probability
+counts, where there are several. Over a classifier's ``LABEL`` stands ``logit`` where its logit is to count instead:
+``runs/sentiment#pos:logit``.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from ptft_hf import inference, models
+from ptft_hf import checkpoints, inference, models, recipes, tasks
 from ptft_hf.errors import ModelError, RecipeError, did_you_mean
 from ptft_hf.recipes.models import IMPORT_PATH
+from ptft_hf.rlhf import rollouts
 from ptft_hf.rlhf.roles import Role
 from ptft_hf.rlhf.rollouts import Rollouts
+from ptft_hf.tasks.preference import Preference
 
 Function = Callable[[list[str], list[str]], Sequence[float]]
 
@@ -31,6 +34,19 @@ class Answered(NamedTuple):
     prompts: list[str]
     answers: list[str]
     rollouts: Rollouts
+    sources: list[Any] | None = None
+    """The prompts as the data has them, texts or messages; None where they are the same as ``prompts``."""
+
+    def take(self, rows: torch.Tensor) -> Answered:
+        """Some of them."""
+        prompts, answers = ([texts[i] for i in rows] for texts in (self.prompts, self.answers))
+        sources = None if self.sources is None else [self.sources[i] for i in rows]
+        return Answered(prompts, answers, self.rollouts.take(rows), sources)
+
+    def pairs(self) -> list[dict[str, Any]]:
+        """Prompts and answers as a reward model of the family ``preference`` takes them."""
+        sources = self.prompts if self.sources is None else self.sources
+        return [{"prompt": p, "answer": a} for p, a in zip(sources, self.answers, strict=True)]
 
 
 class Reward(Protocol):
@@ -131,19 +147,68 @@ class FunctionReward:
         return [getattr(value, "item", lambda v=value: v)() for value in values]
 
 
-class AdapterReward:
-    """A reward model that is an adapter on the policy's own base: it reads the policy's ids."""
+class Form(NamedTuple):
+    """How a reward model of the family ``preference`` reads prompt and answer: as when it was trained, whatever the
+    policy's own prompts look like. An answer that was cut off is read as if it had ended there."""
 
-    def __init__(self, role: Role, name: str, batch_size: int) -> None:
-        self.role, self.name, self.batch_size = role, name, batch_size
+    task: Preference
+    tokenizer: Any
+    max_length: int
+
+    def rollouts(self, batch: Answered) -> Rollouts:
+        """Each answer behind its prompt; for the last token alone, where the score stands, the mask is 1."""
+        import datasets
+
+        rows = datasets.Dataset.from_list([self.task.input_row(pair, ()) for pair in batch.pairs()])
+        read = self.task.encode(rows, self.tokenizer, self.max_length)[0]["input_ids"][:]
+        return rollouts.collate(
+            [ids[:-1] for ids in read], [ids[-1:] for ids in read], frozenset(), 0, batch.rollouts.ids.device
+        )
+
+
+def form_of(folder: Path) -> Form | None:
+    """That of a run's folder, if it trained a reward model of the family ``preference``."""
+    if not (folder / "run.json").is_file():
+        return None
+    run = checkpoints.read_json(folder / "run.json")
+    task = tasks.build(recipes.task_from_dict(run["task"]))
+    if not isinstance(task, Preference):
+        return None
+    task.restore(run["task_state"])
+    return Form(task, models.load_tokenizer(str(folder)), run["model"]["max_length"])
+
+
+class AdapterReward:
+    """A reward model that is an adapter on the policy's own base.
+
+    Args:
+        role: Plays it.
+        name: Its folder.
+        batch_size: Answers that it reads together.
+        form: What it reads; None reads the policy's ids.
+    """
+
+    def __init__(self, role: Role, name: str, batch_size: int, form: Form | None = None) -> None:
+        self.role, self.name, self.batch_size, self.form = role, name, batch_size, form
 
     @torch.no_grad()
     def __call__(self, batch: Answered) -> list[float]:
+        read = batch.rollouts if self.form is None else self.form.rollouts(batch)
         scores: list[float] = []
         with self.role.playing():
             for rows in torch.arange(len(batch.answers)).split(self.batch_size):  # type: ignore[no-untyped-call]
-                scores += self.role.scores(batch.rollouts.take(rows)).tolist()
+                scores += self.role.scores(read.take(rows)).tolist()
         return scores
+
+
+class PreferenceReward:
+    """A run of the family ``preference`` as a model of its own: it reads prompt and answer as when it was trained."""
+
+    def __init__(self, trained: inference.TrainedModel, name: str, batch_size: int) -> None:
+        self.trained, self.name, self.batch_size = trained, name, batch_size
+
+    def __call__(self, batch: Answered) -> list[float]:
+        return [found["score"] for found in self.trained.predict(batch.pairs(), batch_size=self.batch_size)]
 
 
 class ClassifierReward:
@@ -235,7 +300,7 @@ def _reward(item: Any, on_base: Callable[[Path], Role | None], batch_size: int, 
         return FunctionReward(import_function(item.source, prefix), item.source)
     role = on_base(path) if path.is_dir() and item.label is None else None
     if role is not None:
-        return AdapterReward(role, str(path), batch_size)
+        return AdapterReward(role, str(path), batch_size, form_of(path))
     return load_classifier(item, batch_size, prefix)
 
 
@@ -263,8 +328,8 @@ def import_function(reference: str, prefix: str) -> Function:
     return found
 
 
-def load_classifier(spec: Spec, batch_size: int, prefix: str) -> ClassifierReward:
-    """Any sequence-classification checkpoint, or the folder of a run that trained one.
+def load_classifier(spec: Spec, batch_size: int, prefix: str) -> ClassifierReward | PreferenceReward:
+    """Any sequence-classification checkpoint, or the folder of a run that trained one, or a reward model.
 
     Raises:
         ModelError: It cannot be loaded, or has no head for sequence classification of its own.
@@ -272,6 +337,10 @@ def load_classifier(spec: Spec, batch_size: int, prefix: str) -> ClassifierRewar
     """
     if (Path(spec.source) / "run.json").is_file():
         trained = inference.load(spec.source)
+        if isinstance(trained.task, Preference):
+            if spec.label is not None:
+                raise RecipeError(f"{prefix} {spec.source}: a reward model has no labels; leave #{spec.label} out")
+            return PreferenceReward(trained, spec.source, batch_size)
         model, tokenizer = trained.model, trained.tokenizer
         length = trained.run["model"]["max_length"]
     else:

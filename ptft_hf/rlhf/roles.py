@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ptft_hf import adapters, models
+from ptft_hf import adapters, checkpoints, models
 from ptft_hf.errors import AdapterError, ModelError
 from ptft_hf.models import plain_model
 from ptft_hf.recipes import AdapterRecipe, PeftRecipe
@@ -302,12 +302,12 @@ def is_reward_adapter(folder: Path, base: str, peft_type: str | None) -> bool:
 
 
 def _same_place(one: str, other: str) -> bool:
-    first, second = (Path(models.split_revision(name)[0]) for name in (one, other))
+    first, second = (Path(models.located(name, {})[0]) for name in (one, other))
     return first.resolve() == second.resolve() if first.exists() and second.exists() else one == other
 
 
 def read_reward_adapter(folder: Path, model: Any) -> tuple[dict[str, Tensor], nn.Linear]:
-    """The adapter's weights without its head, and the head (frozen).
+    """The adapter's weights without its head, and the head (frozen), in whose bias a centre of the scores is.
 
     Raises:
         ModelError: The folder cannot be read.
@@ -318,9 +318,18 @@ def read_reward_adapter(folder: Path, model: Any) -> tuple[dict[str, Tensor], nn
         weights = load_peft_weights(str(folder), device="cpu")
     inside = {name: name.rpartition(f".{HEAD}.")[2] for name in weights if f".{HEAD}." in name}
     own = {short: weights.pop(name) for name, short in inside.items()}
+    if centre := _centre_of(folder):
+        own["bias"] = own.get("bias", torch.zeros(1)).float() - centre
     head = nn.Linear(own["weight"].shape[1], 1, bias="bias" in own)
     head.load_state_dict({name: value.float() for name, value in own.items()})
     return weights, head.requires_grad_(False).to(next(model.parameters()).device)
+
+
+def _centre_of(folder: Path) -> float:
+    """What a run of the family ``preference`` takes off its scores; 0 of any other folder."""
+    if not (folder / "run.json").is_file():
+        return 0.0
+    return float(checkpoints.read_json(folder / "run.json").get("task_state", {}).get("centre", 0.0))
 
 
 def add_reward(model: Any, folder: Path, weights: Mapping[str, Tensor], head: nn.Linear) -> nn.Linear:

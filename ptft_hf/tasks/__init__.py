@@ -22,6 +22,7 @@ FAMILIES = {
     "causal_lm": "ptft_hf.tasks.causal_lm:CausalLM",
     "instruction": "ptft_hf.tasks.instruction:Instruction",
     "summarization": "ptft_hf.tasks.summarization:Summarization",
+    "preference": "ptft_hf.tasks.preference:Preference",
 }
 
 
@@ -62,6 +63,8 @@ class Task(Protocol):
     required: Sequence[str]
     optional: Sequence[str]
     text_columns: Sequence[str]
+    value_columns: Sequence[str]
+    """Those among ``optional`` that hold numbers or booleans, and keep their type."""
     label_column: str | None
     """None where a text is its own label."""
     otherwise: Sequence[Sequence[str]]
@@ -85,6 +88,9 @@ class Task(Protocol):
     it asks for those where labels are."""
     long_inputs: str
     """What befalls inputs longer than ``max_length``, in words: "were truncated"."""
+    sequences: int
+    """How many sequences the model reads for an encoded row; in a batch those of the first row come first. Labels
+    have one entry a row."""
 
     def look_at(self, splits: Any) -> list[str]:
         """Learn labels and their counts from the splits; return what is to be said aloud."""
@@ -140,6 +146,12 @@ class Task(Protocol):
         """A score for each of the ``N`` examples, for the comparison of two models on the same ones: 1.0 for right
         and 0.0 for wrong; where there is more to tell, any number, higher is better."""
 
+    def rows_to_look_back_on(self, encoded: Any) -> Any:
+        """See :class:`TaskDefaults`."""
+
+    def look_back(self, outputs: Any, targets: Any) -> list[str]:
+        """See :class:`TaskDefaults`."""
+
     def after_training(self, outputs: Any, targets: Any) -> list[str]:
         """Choose what is chosen on the validation set after training (thresholds, temperature)."""
 
@@ -178,6 +190,8 @@ class TaskDefaults:
     cleaning: Cleaning | None = None
     begins_from_nothing = False
     loss_from_states = False
+    value_columns: Sequence[str] = ()
+    sequences = 1
 
     def look_at_checkpoint(self, config: Any, tokenizer: Any) -> list[str]:
         """Learn, before the weights are read, which ``auto_class`` a checkpoint is for and how it is spoken to;
@@ -213,6 +227,15 @@ class TaskDefaults:
         """The encoded validation rows as they are evaluated while training: the same rows, of which an expensive
         family may do less."""
         return encoded
+
+    def rows_to_look_back_on(self, encoded: Any) -> Any:
+        """Those of the encoded training rows of which :meth:`look_back` wants the trained model's outputs; None for
+        families that want none."""
+        return None
+
+    def look_back(self, outputs: Any, targets: Any) -> list[str]:
+        """Fix what is fixed on training rows after training (a centre); return what is to be said aloud."""
+        return []
 
 
 def build(recipe: TaskRecipe) -> Task:
@@ -271,4 +294,5 @@ def _columns(task: Task) -> dict[str, Any]:
         "optional": task.optional,
         "label_column": task.label_column,
         "otherwise": task.otherwise,
+        "values": task.value_columns,
     }

@@ -1,11 +1,16 @@
-"""What ``predict`` takes, checked."""
+"""Rows of texts: what ``predict`` takes, checked; tokenized in batches, and padded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+from ptft_hf.data.sources import quiet
 from ptft_hf.errors import DataError
+
+MANY_ROWS = 20_000
+"""Tokenizing fewer takes seconds, and a bar for it is noise."""
 
 
 def text_row(value: Any, columns: Sequence[str]) -> dict[str, Any]:
@@ -35,3 +40,23 @@ def check_text(name: str, text: str) -> None:
     """
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise DataError(f"{name!r} has half of a surrogate pair, which is no text")
+
+
+def tokenized(rows: Any, encode: Callable[[dict[str, list[Any]]], dict[str, list[Any]]]) -> Any:
+    """The columns that ``encode`` makes of batches of rows, and no others; in memory."""
+    with nullcontext() if len(rows) > MANY_ROWS else quiet():
+        return rows.map(
+            encode,
+            batched=True,
+            remove_columns=rows.column_names,
+            load_from_cache_file=False,
+            keep_in_memory=True,
+            desc="Tokenizing",
+        )
+
+
+def padded(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the model reads of some rows, as tensors, each padded to their longest."""
+    names = list(tokenizer.model_input_names)
+    given = [{name: row[name] for name in names if name in row} for row in rows]
+    return dict(tokenizer.pad(given, return_tensors="pt"))

@@ -45,14 +45,14 @@ class Speech(NamedTuple):
 
     def render(self, tokenizer: Any, document: str) -> str:
         """The prompt with its document, as one text."""
-        text = self.prompt.replace(DOCUMENT, as_text(tokenizer, document))
+        text = self.prompt.replace(DOCUMENT, without_marks(tokenizer, document))
         if self.kind != "chat":
             return text
         turns = [{"role": "user", "content": text}]
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
-def as_text(tokenizer: Any, text: str) -> str:
+def without_marks(tokenizer: Any, text: str) -> str:
     """A text whose marks (``<|im_end|>``) are text: they are broken by a space, so that no tokenizer takes them for
     marks."""
     for mark in tokenizer.convert_ids_to_tokens(sorted(marks_of(tokenizer))):
@@ -95,29 +95,35 @@ def speech_of(config: Any, tokenizer: Any, prompt: str | None) -> Speech:
         start = config.bos_token_id if start is None else start
         if start is None:
             raise ModelError(f"{config.model_type}: its configuration names no decoder_start_token_id")
-    elif type(config) in _encoders() and not getattr(config, "is_decoder", False):
+    elif is_encoder(config):
         raise ModelError(
             f"{config.model_type}: an encoder, each of whose tokens sees those behind it, so that it cannot write; "
             "choose a decoder (GPT-2, Llama, Qwen) or an encoder-decoder (T5, BART)"
         )
     else:
         kind = "chat" if tokenizer.chat_template else "decoder"
-    end = _end_of_turn(tokenizer) if kind == "chat" else tokenizer.eos_token_id
+    end = end_of_turn(tokenizer) if kind == "chat" else None
+    end = tokenizer.eos_token_id if end is None else end
     if end is None:
         raise ModelError("the tokenizer has no end token: the model could not learn where a summary ends")
     return Speech(kind, start, int(end), prompt or PROMPTS[kind])
 
 
-def _encoders() -> Any:
-    """Configurations with a masked language model: upstream has BERT among the causal ones, too, and runs it as the
-    encoder that it is unless ``is_decoder`` is set."""
+def is_encoder(config: Any) -> bool:
+    """Whether each token sees those behind it: configurations with a masked language model. Upstream has BERT among
+    the causal ones, too, and runs it as the encoder that it is unless ``is_decoder`` is set."""
     import transformers
 
-    return transformers.AutoModelForMaskedLM._model_mapping
+    encoders: Any = transformers.AutoModelForMaskedLM
+    return type(config) in encoders._model_mapping and not getattr(config, "is_decoder", False)
 
 
-def _end_of_turn(tokenizer: Any) -> int | None:
-    """The first mark behind the assistant's turn in the chat template; without one, the tokenizer's end token."""
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The first mark that the chat template writes behind the assistant's turn, if there is one.
+
+    Raises:
+        ModelError: The template cannot be used.
+    """
     turns = [{"role": "user", "content": "Question."}, {"role": "assistant", "content": "Answer."}]
     try:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
@@ -125,8 +131,7 @@ def _end_of_turn(tokenizer: Any) -> int | None:
         raise ModelError(f"the tokenizer's chat template cannot be used: {error}") from error
     ids: list[int] = tokenizer(text.rpartition("Answer.")[2], add_special_tokens=False)["input_ids"]
     marks = marks_of(tokenizer)
-    end: int | None = next((i for i in ids if i in marks), tokenizer.eos_token_id)
-    return end
+    return next((i for i in ids if i in marks), None)
 
 
 class Prompt(NamedTuple):

@@ -19,6 +19,8 @@ class Prompt(NamedTuple):
     """As the model reads it, and as it is handed to rewards; of a conversation, the chat template's text."""
     reference: str
     """Somebody's answer, for people who read the samples; empty if there is none."""
+    source: Any
+    """As the data has it, a text or messages: reward models may read prompts in a form of their own."""
 
 
 class Prompts:
@@ -89,8 +91,8 @@ class Prompts:
             ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has the marks
         if self.recipe.prompt_tokens is not None and len(ids) > self.recipe.prompt_tokens:
             ids = ids[: self.recipe.prompt_tokens]
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-        return Prompt(ids, text, row.get("reference") or "")
+            given = text = tokenizer.decode(ids, skip_special_tokens=True)
+        return Prompt(ids, text, row.get("reference") or "", given)
 
 
 def _load(source: Any, columns: Mapping[str, str], seed: int) -> data.Splits:

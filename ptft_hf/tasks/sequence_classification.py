@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from ptft_hf.data.sources import quiet
 from ptft_hf.tasks import Usage
 from ptft_hf.tasks.classification import Classification
-from ptft_hf.tasks.inputs import text_row
+from ptft_hf.tasks.inputs import padded, text_row, tokenized
 from ptft_hf.tasks.marks import Segment, pieces
-
-MANY_ROWS = 20_000
-"""Tokenizing fewer takes seconds, and a bar for it is noise."""
 
 USAGE = """inputs = tokenizer({inputs}, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
 with torch.no_grad():
@@ -56,16 +51,7 @@ class SequenceClassification(Classification):
                 encoded["labels"] = [self.encode_label(value, index) for value in batch["label"]]
             return encoded
 
-        with nullcontext() if len(rows) > MANY_ROWS else quiet():
-            encoded = rows.map(
-                encode,
-                batched=True,
-                remove_columns=rows.column_names,
-                load_from_cache_file=False,
-                keep_in_memory=True,
-                desc="Tokenizing",
-            )
-        return encoded, truncated
+        return tokenized(rows, encode), truncated
 
     def segments(self, row: Mapping[str, Any], tokenizer: Any) -> list[Segment]:
         """The label, and the text that it is learnt from."""
@@ -74,12 +60,8 @@ class SequenceClassification(Classification):
 
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Pads each batch to its own longest row."""
-        names = [name for name in tokenizer.model_input_names]
-
         def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-            batch = dict(
-                tokenizer.pad([{n: row[n] for n in names if n in row} for row in rows], return_tensors="pt")
-            )
+            batch = padded(tokenizer, rows)
             if "labels" in rows[0]:
                 batch["labels"] = torch.tensor([row["labels"] for row in rows])
             return batch

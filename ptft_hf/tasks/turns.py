@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ptft_hf.errors import ModelError
-from ptft_hf.tasks.prompting import as_text, beginning, marks_of
+from ptft_hf.tasks.prompting import beginning, marks_of, without_marks
 
 
 class Marked(NamedTuple):
@@ -121,5 +121,5 @@ def _turn(tokenizer: Any, message: Mapping[str, Any]) -> dict[str, Any]:
     """Without the empty fields that a table gives all messages if one has them."""
     turn = {name: value for name, value in message.items() if value is not None}
     if isinstance(turn.get("content"), str):
-        turn["content"] = as_text(tokenizer, turn["content"])
+        turn["content"] = without_marks(tokenizer, turn["content"])
     return turn
