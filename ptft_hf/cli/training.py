@@ -23,6 +23,17 @@ def train(
     ],
     output: Annotated[Path, typer.Option(help="The folder that becomes the final model.")],
     seed: Annotated[int, typer.Option(help="Of initial weights, order of rows, dropout and splits.")] = 42,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(
+            help="Of language models, by TRL: dpo or kto on preferences, grpo or rloo on prompts. --set "
+            "algorithm.beta=0.1 is a field of its config."
+        ),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[WEIGHT*]SOURCE[#LABEL]", help="Of grpo and rloo, as of ptft ppo."),
+    ] = None,
     set_: Set = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -30,6 +41,9 @@ def train(
     """Fine-tune a checkpoint, choose the best step on validation, test once, save, and prove the save."""
     from ptft_hf import recipes
 
+    if algorithm is not None or reward:
+        _train_by_trl(algorithm, model, task, adapter, output, reward, seed, set_ or [], resume, overwrite)
+        return
     if recipes.saved_adapter_kind(adapter) is None:
         recipes.load_run(task, adapter, set_ or [])  # every fault of the recipes, before torch is imported
     from ptft_hf.training import train as run
@@ -43,6 +57,44 @@ def train(
             output_dir=output,
             seed=seed,
             settings=set_ or [],
+            resume=resume,
+            overwrite=overwrite,
+        )
+
+
+def _train_by_trl(
+    algorithm: str | None,
+    model: str,
+    task: str,
+    adapter: str,
+    output: Path,
+    reward: list[str] | None,
+    seed: int,
+    sets: list[str],
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    from ptft_hf import recipes
+    from ptft_hf.errors import RecipeError
+    from ptft_hf.recipes.algorithms import load_algorithm
+
+    if algorithm is None:
+        raise RecipeError("--reward: has no effect without --algorithm grpo or rloo")
+    if recipes.saved_adapter_kind(adapter) is None:
+        load_algorithm(algorithm, task, adapter, sets)  # every fault, before torch is imported
+    from ptft_hf.rlhf.by_trl import train_by_trl
+
+    keep_freed_memory()
+    with stoppable("--resume goes on from the newest checkpoint", output / "checkpoints"):
+        train_by_trl(
+            algorithm=algorithm,
+            model=model,
+            task=task,
+            adapter=adapter,
+            output_dir=output,
+            reward=reward,
+            seed=seed,
+            settings=sets,
             resume=resume,
             overwrite=overwrite,
         )

@@ -215,7 +215,8 @@ def findings(found: Mapping[str, Any]) -> list[Section]:
 def _compared(run: Mapping[str, Any]) -> Any:
     from ptft_hf.rlhf.evaluating import summary
 
-    yield summary(run).capitalize() + "."
+    text = summary(run)
+    yield f"{text[0].upper()}{text[1:]}."
     rows = [
         [sample["prompt"][-400:], sample[side]["answer"], f"{sample[side]['score']:.3f}"]
         for sample in run["samples"][:6]

@@ -1,0 +1,168 @@
+"""DPO, KTO, GRPO and RLOO by TRL's trainers: our recipes, checkpoints, proofs and outputs around them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptft_hf.errors import RecipeError
+from ptft_hf.recipes import task_from_dict
+from ptft_hf.rlhf import by_trl
+from ptft_hf.rlhf.by_trl import train_by_trl
+from tests.test_instruction import TALK, checkpoint
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:trl"),
+]
+QUICK = {"max_steps": 2, "per_device_train_batch_size": 2, "bf16": False, "learning_rate": 0.01, "warmup_steps": 0}
+QUICK |= {"gradient_checkpointing": False, "logging_steps": 1}
+WRITING = {**QUICK, "algorithm.num_generations": 2, "algorithm.max_completion_length": 4}
+QUESTIONS = ("What is the sea?", "And the sky?", "Be kind.", "user")
+
+
+def pairs() -> datasets.DatasetDict:
+    rows = [{"prompt": text, "chosen": "Water.", "rejected": "Air."} for text in QUESTIONS]
+    table = datasets.Dataset.from_list(rows)
+    return datasets.DatasetDict({name: table for name in ("train", "validation", "test")})
+
+
+def prompts() -> datasets.DatasetDict:
+    rows = [{"prompt": [{"role": "user", "content": text}]} for text in QUESTIONS]
+    table = datasets.Dataset.from_list(rows)
+    return datasets.DatasetDict({name: table for name in ("train", "validation", "test")})
+
+
+def length(prompts: list[str], answers: list[str]) -> list[float]:
+    assert all(prompt.endswith("<|im_start|>assistant\n") for prompt in prompts)
+    return [float(len(answer)) for answer in answers]
+
+
+def run(algorithm: str, base: Path, folder: Path, adapter: Any = "lora/r16_all_linear", **given: Any) -> Any:
+    paired = algorithm not in ("grpo", "rloo")
+    family = "preference" if paired else "prompts"
+    arguments = {
+        "task": task_from_dict({"name": "test", "family": family}),
+        "data": pairs() if paired else prompts(),
+        "settings": {**(QUICK if paired else WRITING), **given.pop("settings", {})},
+        **({} if paired else {"reward": length}),
+        **given,
+    }
+    return train_by_trl(algorithm=algorithm, model=str(base), adapter=adapter, output_dir=folder, seed=1, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "adapter"),
+    [
+        ("dpo", "lora/r16_all_linear"),
+        ("dpo", "full/default"),
+        ("kto", "lora/r16_all_linear"),
+        ("grpo", "lora/r16_all_linear"),
+        ("rloo", "lora/r16_all_linear"),
+    ],
+)
+def test_a_run_is_saved_and_proven(algorithm: str, adapter: str, tmp_path: Path) -> None:
+    import peft
+    import transformers
+
+    base, folder = checkpoint(tmp_path / "base"), tmp_path / "run"
+    found = run(algorithm, base, folder, adapter)
+    assert found["proof"] == {"max_difference": 0.0, "examples": 4}
+    assert found["training"]["steps"] == 2 and set(found["metrics"]) == {"validation", "test"}
+    assert json.loads((folder / "run.json").read_text("utf-8")) == found
+    before = transformers.AutoModelForCausalLM.from_pretrained(base)
+    ids = torch.tensor([[5, 6, 7]])
+    if adapter == "full/default":
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    else:
+        assert not (folder / "ref").exists()
+        loaded = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), folder)
+    with torch.no_grad():
+        assert not torch.equal(loaded(ids).logits, before(ids).logits)
+    assert transformers.AutoTokenizer.from_pretrained(folder).chat_template
+
+
+def test_the_first_loss_of_dpo_is_log_2(tmp_path: Path) -> None:
+    run("dpo", checkpoint(tmp_path / "base"), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_an_sft_adapter_is_trained_further_and_is_the_reference(tmp_path: Path) -> None:
+    import ptft_hf
+
+    base = checkpoint(tmp_path / "base")
+    table = datasets.Dataset.from_list([{"messages": TALK}] * 4)
+    ptft_hf.train(
+        model=str(base),
+        task=task_from_dict({"name": "sft", "family": "instruction"}),
+        adapter="lora/r16_all_linear",
+        output_dir=tmp_path / "sft",
+        data=datasets.DatasetDict({name: table for name in ("train", "validation", "test")}),
+        settings={"max_steps": 4, "learning_rate": 0.05, "model.max_length": 100},
+    )
+    run("dpo", base, tmp_path / "dpo", str(tmp_path / "sft"))
+    lines = [json.loads(line) for line in (tmp_path / "dpo" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    # Against the base itself an SFT model's first loss would be another one.
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("sft", "dpo"))
+    assert one.keys() == other.keys() and any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, saved = checkpoint(tmp_path / "base"), {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    run("dpo", base, tmp_path / "whole", settings=saved)
+
+    def die(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(by_trl.Run, "finish", die)
+        with pytest.raises(KeyboardInterrupt):
+            run("dpo", base, tmp_path / "killed", settings=saved)
+    places = sorted((tmp_path / "killed" / "checkpoints").glob("checkpoint-*"))
+    assert len(places) == 3
+    assert all((place / "manifest.json").is_file() for place in places)
+    (places[-1] / "adapter_model.safetensors").write_bytes(b"")  # the newest is broken
+    run("dpo", base, tmp_path / "killed", settings=saved, resume=True)
+    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_nobody_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    with by_trl.without_telemetry():
+        assert constants.HF_HUB_DISABLE_TELEMETRY
+    assert not constants.HF_HUB_DISABLE_TELEMETRY
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "given", "said"),
+    [
+        ("dppo", {}, "algorithm: there is no 'dppo' (did you mean 'dpo'?)"),
+        ("dpo", {"task": task_from_dict({"name": "t", "family": "prompts"})}, "dpo learns from preference"),
+        ("dpo", {"reward": length}, "learns from preferences, without rewards"),
+        ("grpo", {"reward": None}, "grpo needs one: --reward SOURCE"),
+        ("dpo", {"settings": {"algorithm.betta": 1}}, "DPOConfig has no 'betta' of its own (did you mean 'beta'?)"),
+        ("dpo", {"settings": {"learnin_rate": 1}}, "learnin_rate"),
+        ("dpo", {"settings": {"output_dir": "x"}}, "--set output_dir: cannot be set here"),
+        ("dpo", {"adapter": "bottleneck/pfeiffer"}, "TRL trains with a method of PEFT or in full, not bottleneck"),
+    ],
+)
+def test_faults_are_told_before_anything_is_written(
+    algorithm: str, given: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    base = checkpoint(tmp_path / "base")
+    with pytest.raises(RecipeError) as caught:
+        run(algorithm, base, tmp_path / "run", **given)
+    assert said in "\n".join(caught.value.problems)
+    assert not (tmp_path / "run").exists()
