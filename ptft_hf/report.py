@@ -83,6 +83,18 @@ def after_training(run: Mapping[str, Any]) -> None:
         f"examples differ by {proof['max_difference']} from those of the trained model",
         soft_wrap=True,
     )
+    if run.get("forecast"):
+        console.print(beside_forecast(run["forecast"], facts), soft_wrap=True)
+
+
+def beside_forecast(forecast: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Peak and time of a run, measured, beside what was forecast of them."""
+    told = []
+    for name, key, unit in (("peak memory", "peak_memory_mb", "MB"), ("training", "seconds", "s")):
+        said, was = forecast[key], facts[key]
+        if said is not None and was:
+            told.append(f"{name} {said:,.0f} {unit} ({(said - was) / was:+.0%} of what was measured)")
+    return f"forecast before it began: {', '.join(told)}"
 
 
 def size(count: int) -> str:

@@ -24,6 +24,7 @@ PACKAGE = ROOT / "ptft_hf"
 def test_the_public_names_are_these():
     assert ptft_hf.__all__ == [
         "train",
+        "plan",
         "evaluate",
         "load",
         "TrainedModel",
@@ -129,7 +130,8 @@ LAYERS = [
     {"sampling", "rounding"},
     {"resuming", "callbacks", "frozen"},
     {"trainer"},
-    {"records"},
+    {"records", "building"},
+    {"planning"},
     {"training"},
     {"rlhf"},
     {"hub", "comparing", "tuning"},

@@ -1,0 +1,118 @@
+"""From a run's sums to the most memory that its process will hold: plain arithmetic, stage by stage.
+
+Training keeps weights ``W``, gradients ``G``, the optimizer's state ``O`` and what the backward pass needs. The
+largest batch of the first step comes before there is a state, those of later steps after it::
+
+    peak = baseline + W + max(first, O + later, G + O)
+
+and with accumulated gradients ``G`` is there from a step's second batch on. ``first`` and ``later`` are counted, not
+estimated (:mod:`ptft_hf.planning.counting`); what a count cannot see is added by :class:`Calibration`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ptft_hf.planning.counting import GRADIENTS, OPTIMIZER, WEIGHTS, Counted
+from ptft_hf.planning.sums import Sums
+
+BASELINE, CACHE, KERNELS, ALLOCATOR, LIBRARIES, TEXTS, READ = (
+    "baseline",
+    "frozen layers' activations",
+    "kernels' code",
+    "allocator",
+    "libraries' buffers",
+    "texts being written",
+    "files being read",
+)
+KEPT_KERNELS = 1024
+"""Products of which oneDNN keeps the code (its default ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``)."""
+
+
+class Calibration(NamedTuple):
+    """What no count sees, fitted to measured runs (``benchmarks/planning/run.py``).
+
+    Attributes:
+        libraries: Bytes of code and buffers that the first real step brings into memory.
+        allocator: What is lost between the pieces, as a part of what is allocated and freed in each step.
+        kernels: Bytes of code for each half-precision product of matrices, of each shape.
+    """
+
+    libraries: float
+    allocator: float
+    kernels: float
+
+
+CPU = Calibration(libraries=60e6, allocator=0.10, kernels=150e3)
+CUDA = Calibration(libraries=0.0, allocator=0.05, kernels=0.0)
+"""Not fitted: torch's allocator on a device counts what is allocated, in blocks of 512 bytes and more."""
+
+Stage = dict[str, int]
+
+
+def stages(sums: Sums, baseline: int, calibration: Calibration = CPU, reads: int = 0) -> dict[str, Stage]:
+    """Bytes of each term at the peak of each stage of a run, in their order.
+
+    Args:
+        sums: Of the run.
+        baseline: Of the process with its libraries, data and tokenizer, before there is a model.
+        calibration: Of the device.
+        reads: Bytes that are held of the checkpoint's files while its weights are loaded.
+    """
+    shared = {BASELINE: baseline}
+    rest = sums.weights + sums.optimizer
+    plan = sums.schedule
+    training = {**shared, **largest(sums), CACHE: sums.cache}
+    training |= {
+        KERNELS: _kernels(sums.first, plan.shapes if sums.half else 0, calibration),
+        ALLOCATOR: round(calibration.allocator * (sum(largest(sums).values()) - rest)),
+        LIBRARIES: round(calibration.libraries),
+    }
+    evaluated = {**shared, WEIGHTS: sums.weights, OPTIMIZER: sums.optimizer, CACHE: sums.cache}
+    evaluated |= _above(sums.evaluation)
+    evaluated |= {TEXTS: max(0, sums.written - (sums.evaluation.peak - sums.weights))} if sums.written else {}
+    evaluated |= {name: training[name] for name in (KERNELS, LIBRARIES)}
+    whole = sums.parameters
+    return {
+        "loading": {**shared, WEIGHTS: sums.weights, READ: reads},
+        "training": training,
+        "evaluation": evaluated,
+        "proof": {
+            **{name: training[name] for name in (BASELINE, KERNELS, LIBRARIES)},
+            OPTIMIZER: sums.optimizer,
+            "weights in float32": whole,
+            "weights loaded back": whole,
+            **_above(sums.final),
+        },
+    }
+
+
+def largest(sums: Sums) -> Stage:
+    """The terms of the step that takes most: see the module."""
+    candidates = [_with(sums.first, 0, sums)]
+    candidates += [_with(one, sums.optimizer, sums) for one in (sums.later, sums.short) if one is not None]
+    step = {WEIGHTS: sums.weights, GRADIENTS: sums.gradients, OPTIMIZER: sums.optimizer}
+    found = max([*candidates, step], key=lambda terms: sum(terms.values()))
+    return {name: size for name, size in found.items() if size}
+
+
+def _with(counted: Counted, optimizer: int, sums: Sums) -> Stage:
+    terms = {WEIGHTS: sums.weights, GRADIENTS: 0, OPTIMIZER: optimizer, **_above(counted)}
+    if sums.schedule.micro > 1:
+        terms[GRADIENTS] = sums.gradients
+    return terms
+
+
+def _above(counted: Counted) -> Stage:
+    """What is held beside the weights."""
+    return {kind: size for kind, size in counted.kinds.items() if kind != WEIGHTS}
+
+
+def _kernels(counted: Counted, shapes: int, calibration: Calibration) -> int:
+    return round(calibration.kernels * min(KEPT_KERNELS, len(counted.products) * shapes))
+
+
+def peak(found: Mapping[str, Stage], *, proof: bool = False) -> int:
+    """Bytes of the largest stage; that of the proof, which comes when a run's peak has been taken, on demand."""
+    return max(sum(terms.values()) for name, terms in found.items() if proof or name != "proof")
