@@ -50,7 +50,7 @@ def plan(
     Args:
         model: As in :func:`ptft_hf.train`, like the next five.
         task: Catalogue name or file of a task recipe, or the recipe.
-        adapter: Catalogue name or file of an adapter recipe, the recipe, a ``PeftConfig``, or the folder of an earlier run.
+        adapter: Catalogue name or file of an adapter recipe, the recipe, a ``PeftConfig``, or an adapter's folder.
         data: Used instead of the recipe's ``data``.
         seed: Of the order of rows, and of any split that is made.
         settings: As after ``--set``.
@@ -73,24 +73,35 @@ def plan(
     asked = make_plan(model, task, adapter, settings)
     if data is not None:
         asked = asked._replace(task=asked.task.model_copy(update={"data": None}))
+    ready, arguments, sums = count(asked, data, seed)
+    found = _forecast(sums, arguments, _baseline(0), asked, limit, gflops)
+    if probe:
+        order = probing.order(model, asked, adapter, seed, sums, arguments)
+        found = with_probe(found, sums, probing.run(order))
+    if not found.fits:
+        with untouched_randomness():
+            found = dataclasses.replace(found, advice=tuple(_advice(asked, ready, arguments, seed, found)))
+    return found
+
+
+def count(asked: Plan, data: Any, seed: int) -> tuple[Ready, Any, Sums]:
+    """What a run has ready, its model without weights; its ``TrainingArguments``; and what was counted of it.
+
+    Raises:
+        ModelError: The model cannot be built or run without its weights.
+        PtftError: What would stop the run before its first step.
+    """
     counter = Counter()
     with tempfile.TemporaryDirectory() as folder, untouched_randomness():
         try:
             with counter:
                 ready = prepare(asked, data, seed, loader=skeletons)
                 arguments = training_arguments(asked, ready, Path(folder), seed)
-            sums = count_run(counter, asked, ready, arguments, Path(folder))
+            return ready, arguments, count_run(counter, asked, ready, arguments, Path(folder))
         except PtftError:
             raise
         except Exception as error:
             raise _not_counted(asked, error) from error
-        found = _forecast(sums, arguments, _baseline(0), asked, limit, gflops)
-        if probe:
-            order = probing.order(model, asked, adapter, seed, sums, arguments)
-            found = with_probe(found, sums, probing.run(order))
-        if not found.fits:
-            found = dataclasses.replace(found, advice=tuple(_advice(asked, ready, arguments, seed, found)))
-    return found
 
 
 def before_run(asked: Plan, ready: Ready, arguments: Any) -> Forecast | None:
@@ -180,6 +191,10 @@ def _advice(asked: Plan, ready: Ready, arguments: Any, seed: int, found: Forecas
         yield Advice("all of these together", peak, peak <= found.limit)
 
 
+CHECKPOINTING = "activation_checkpointing"
+"""What the newest transformers call it; before, ``gradient_checkpointing``."""
+
+
 def _changes(
     asked: Plan, ready: Ready, arguments: Any, found: Forecast
 ) -> Iterator[tuple[str, dict[str, Any], recipes.AdapterRecipe | None]]:
@@ -190,8 +205,9 @@ def _changes(
         parts = next((k for k in (2, 4, 8, 16, 32, 64) if batch % k == 0 and above / k <= room), batch)
         settings = {"per_device_train_batch_size": batch // parts, "gradient_accumulation_steps": micro * parts}
         yield " ".join(f"--set {name}={value}" for name, value in settings.items()), settings, None
-    if models.plain_model(ready.model).supports_gradient_checkpointing and not arguments.gradient_checkpointing:
-        yield "--set gradient_checkpointing=true (more time)", {"gradient_checkpointing": True}, None
+    name = CHECKPOINTING if hasattr(arguments, CHECKPOINTING) else f"gradient_{CHECKPOINTING.partition('_')[2]}"
+    if models.plain_model(ready.model).supports_gradient_checkpointing and not getattr(arguments, name):
+        yield f"--set {name}=true (more time)", {name: True}, None
     if asked.adapter.trains_weights:
         yield "--adapter lora/r16_all_linear", {}, recipes.load_adapter("lora/r16_all_linear")
     if asked.adapter.quantization is None and not recipes.from_nothing(asked.model):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ptft_hf.planning.counting import GRADIENTS, OPTIMIZER, WEIGHTS, Counted
 from ptft_hf.planning.sums import Sums
 
-BASELINE, CACHE, KERNELS, ALLOCATOR, LIBRARIES, TEXTS, READ = (
+BASELINE, CACHE, KERNELS, ALLOCATOR, LIBRARIES, TEXTS, READ, KEPT, LOADED = (
     "baseline",
     "frozen layers' activations",
     "kernels' code",
@@ -25,13 +25,17 @@ BASELINE, CACHE, KERNELS, ALLOCATOR, LIBRARIES, TEXTS, READ = (
     "libraries' buffers",
     "texts being written",
     "files being read",
+    "held before",
+    "weights loaded back",
 )
+"""Beside the kinds that are counted. What was held before the proof the allocator keeps, and the weights that are
+loaded back lie beside it: they are read from a file that is mapped into memory."""
 KEPT_KERNELS = 1024
 """Products of which oneDNN keeps the code (its default ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``)."""
 
 
 class Calibration(NamedTuple):
-    """What no count sees, fitted to measured runs (``benchmarks/planning/run.py``).
+    """What no count sees, fitted to measured runs (``python -m benchmarks.planning.run``).
 
     Attributes:
         libraries: Bytes of code and buffers that the first real step brings into memory.
@@ -62,10 +66,9 @@ def stages(sums: Sums, baseline: int, calibration: Calibration = CPU, reads: int
     """
     shared = {BASELINE: baseline}
     rest = sums.weights + sums.optimizer
-    plan = sums.schedule
     training = {**shared, **largest(sums), CACHE: sums.cache}
     training |= {
-        KERNELS: _kernels(sums.first, plan.shapes if sums.half else 0, calibration),
+        KERNELS: round(calibration.kernels * min(KEPT_KERNELS, sums.products)),
         ALLOCATOR: round(calibration.allocator * (sum(largest(sums).values()) - rest)),
         LIBRARIES: round(calibration.libraries),
     }
@@ -73,19 +76,15 @@ def stages(sums: Sums, baseline: int, calibration: Calibration = CPU, reads: int
     evaluated |= _above(sums.evaluation)
     evaluated |= {TEXTS: max(0, sums.written - (sums.evaluation.peak - sums.weights))} if sums.written else {}
     evaluated |= {name: training[name] for name in (KERNELS, LIBRARIES)}
-    whole = sums.parameters
-    return {
+    found = {
         "loading": {**shared, WEIGHTS: sums.weights, READ: reads},
         "training": training,
         "evaluation": evaluated,
-        "proof": {
-            **{name: training[name] for name in (BASELINE, KERNELS, LIBRARIES)},
-            OPTIMIZER: sums.optimizer,
-            "weights in float32": whole,
-            "weights loaded back": whole,
-            **_above(sums.final),
-        },
     }
+    in_float32 = {**shared, WEIGHTS: sums.parameters, OPTIMIZER: sums.optimizer, **_above(sums.final)}
+    in_float32 |= {name: training[name] for name in (KERNELS, LIBRARIES)}
+    before = max(peak(found), sum(in_float32.values()))
+    return {**found, "proof": {KEPT: before, LOADED: sums.parameters}}
 
 
 def largest(sums: Sums) -> Stage:
@@ -107,10 +106,6 @@ def _with(counted: Counted, optimizer: int, sums: Sums) -> Stage:
 def _above(counted: Counted) -> Stage:
     """What is held beside the weights."""
     return {kind: size for kind, size in counted.kinds.items() if kind != WEIGHTS}
-
-
-def _kernels(counted: Counted, shapes: int, calibration: Calibration) -> int:
-    return round(calibration.kernels * min(KEPT_KERNELS, len(counted.products) * shapes))
 
 
 def peak(found: Mapping[str, Stage], *, proof: bool = False) -> int:

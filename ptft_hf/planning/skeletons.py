@@ -164,7 +164,7 @@ class _Product(torch.autograd.Function):
         return F.linear(x, x.new_empty(shape))
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         return gradient @ gradient.new_empty(ctx.shape), None
 
 
@@ -192,7 +192,7 @@ class QuantizedLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        result: torch.Tensor = _Product.apply(x, (self.out_features, self.in_features))
+        result: torch.Tensor = _Product.apply(x, (self.out_features, self.in_features))  # type: ignore[no-untyped-call]
         return result if self.bias is None else result + self.bias.to(result.dtype)
 
 

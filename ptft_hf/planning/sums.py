@@ -39,6 +39,7 @@ class Sums(NamedTuple):
         saved: Of a checkpoint, without the optimizer.
         parameters: Of the model in float32, as it is proven.
         half: Whether products are of half precision.
+        products: Half-precision products of matrices, each shape of each for itself, in training and evaluation.
         schedule: The batches.
     """
 
@@ -57,6 +58,7 @@ class Sums(NamedTuple):
     saved: int
     parameters: int
     half: bool
+    products: int
     schedule: Schedule
 
 
@@ -135,6 +137,7 @@ class _Run:
             size_of(self.model.parameters() if whole else self.trained),
             size_of(self.model.parameters()),
             bool(half),
+            len(first.products) * plan.shapes + len(evaluation.products) * self.evaluated_shapes(),
             plan,
         )
 
@@ -213,6 +216,14 @@ class _Run:
             if counter.vocabulary and "labels" in batch:
                 task.loss(heads[0] if len(heads) == 1 else heads, batch["labels"])
             return counted()
+
+    def evaluated_shapes(self) -> int:
+        """How many of the batches between epochs are unlike all others in shape."""
+        args, rows = self.trainer.args, self.trainer.eval_dataset
+        if args.eval_strategy == "no":
+            return 0
+        lengths, size = sorted(rows["length"][:], reverse=True), args.eval_batch_size
+        return len({(len(lengths[i : i + size]), lengths[i]) for i in range(0, len(lengths), size)})
 
     def written(self, rows: Any, item: int) -> int:
         """Bytes of keys, values and logits while the longest rows' texts are written."""

@@ -12,7 +12,7 @@ from ptft_hf.planning.sums import Sums
 
 
 class Rates(NamedTuple):
-    """What a step takes of a machine's speed, fitted to measured runs (``benchmarks/planning/run.py``)."""
+    """What a step takes of a machine's speed, fitted to measured runs (``python -m benchmarks.planning.run``)."""
 
     products: float
     """Times the seconds that products of matrices would take at the speed of a large one."""
