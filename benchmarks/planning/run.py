@@ -242,7 +242,7 @@ def main() -> None:
         return
     work.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    for case in CASES:
+    for case in sorted(CASES, key=lambda case: not case.fits):
         if args.report or case.name in results or not all(word in case.name for word in args.only):
             continue
         started = time.perf_counter()

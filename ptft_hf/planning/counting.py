@@ -23,6 +23,8 @@ from torch.utils.flop_counter import flop_registry
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
 COPIES, LOGITS, ACTIVATIONS = "precision copies", "logits", "activations"
+FIXED = (WEIGHTS, GRADIENTS, OPTIMIZER, COPIES)
+"""Kinds that do not grow with a batch."""
 HALF = (torch.bfloat16, torch.float16)
 
 aten = torch.ops.aten
@@ -52,6 +54,14 @@ class Counted(NamedTuple):
     moved: float
     operations: int
     products: frozenset[Any]
+
+
+    def scaled(self, factor: float) -> Counted:
+        """The same work on so many times as much, the weights staying what they are."""
+        kinds = {kind: size if kind in FIXED else round(size * factor) for kind, size in self.kinds.items()}
+        return self._replace(
+            peak=sum(kinds.values()), kinds=kinds, flops=self.flops * factor, moved=self.moved * factor
+        )
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -86,6 +96,11 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         nn.Module._apply = _apply  # type: ignore[method-assign]
         self._warnings.__exit__(*error)
         super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Upstream's guard against being compiled, which costs more than most of what is counted."""
+        return False
 
     # ---- reading ----
 

@@ -81,7 +81,8 @@ def stages(sums: Sums, baseline: int, calibration: Calibration = CPU, reads: int
         "training": training,
         "evaluation": evaluated,
     }
-    in_float32 = {**shared, WEIGHTS: sums.parameters, OPTIMIZER: sums.optimizer, **_above(sums.final)}
+    in_float32 = {**shared, WEIGHTS: sums.parameters, OPTIMIZER: sums.optimizer}
+    in_float32 |= _above(sums.evaluation.scaled(2 if sums.half else 1))
     in_float32 |= {name: training[name] for name in (KERNELS, LIBRARIES)}
     before = max(peak(found), sum(in_float32.values()))
     return {**found, "proof": {KEPT: before, LOADED: sums.parameters}}

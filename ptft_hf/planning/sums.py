@@ -18,6 +18,8 @@ from ptft_hf.tasks import figures
 from ptft_hf.tasks.summarization import Summarization
 
 HALF_BYTES, FLOAT_BYTES = 2, 4
+SMALL = 0.6
+"""A batch that is this much smaller than the largest one takes less, whatever its attention keeps."""
 
 
 class Sums(NamedTuple):
@@ -28,11 +30,10 @@ class Sums(NamedTuple):
         gradients: Of everything that is trained.
         optimizer: Its state.
         first: The first step's largest batch, forwards and backwards.
-        later: The largest of all further steps; None if there are none.
+        later: The largest of all further steps, in proportion; None if there are none.
         short: The largest batch for which attention keeps its whole matrix, where longer ones do not.
         stepping: The optimizer's own first step, gradients included.
         evaluation: The longest validation rows between epochs.
-        final: The longest rows of validation and test after training, in float32.
         written: Keys, values and logits while texts are written in an evaluation; 0 if none are.
         cache: Activations of frozen layers that are kept.
         frozen_layers: How many these are.
@@ -51,7 +52,6 @@ class Sums(NamedTuple):
     short: Counted | None
     stepping: Counted
     evaluation: Counted
-    final: Counted
     written: int
     cache: int
     frozen_layers: int
@@ -108,18 +108,15 @@ class _Run:
             hook.remove()
         gradients = size_of(p.grad for p in self.trained if p.grad is not None)
         stepping, optimizer = self.step()
-        later = self._unless_same(plan.later, plan.first, first)
+        later = None if plan.later is None else first.scaled(plan.later.size / plan.first.size)
         short, attention = None, self._short()
         if attention and plan.first.width > attention and (some := plan.largest_up_to(attention)) is not None:
-            short = self.passes(some)
+            short = self.passes(some) if some.size > SMALL * plan.first.size else None
         layers, cache = self.cached()
         self.model.zero_grad(set_to_none=True)
         evaluation = self.evaluated(trainer.eval_dataset, trainer.args.eval_batch_size)
         half = trainer.args.bf16 or trainer.args.fp16
         written = self.written(trainer.eval_dataset, HALF_BYTES if half else FLOAT_BYTES)
-        models.in_dtype(self.trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False), torch.float32)
-        tables = [self.ready.encoded[name] for name in ("validation", "test")]
-        final = self.evaluated(max(tables, key=lambda rows: max(rows["length"][:])), forward.BATCH_SIZE, False)
         whole = models.adapter_kind(self.model) is None
         return Sums(
             weights,
@@ -130,21 +127,15 @@ class _Run:
             short,
             stepping,
             evaluation,
-            final,
             written,
             cache,
             layers,
             size_of(self.model.parameters() if whole else self.trained),
-            size_of(self.model.parameters()),
+            sum(p.numel() * (FLOAT_BYTES if p.is_floating_point() else 1) for p in self.model.parameters()),
             bool(half),
             len(first.products) * plan.shapes + len(evaluation.products) * self.evaluated_shapes(),
             plan,
         )
-
-    def _unless_same(self, batch: Batch | None, first: Batch, counted: Counted) -> Counted | None:
-        if batch is None:
-            return None
-        return counted if batch.shape == first.shape else self.passes(batch)
 
     def passes(self, batch: Batch) -> Counted:
         """A forward and backward pass, the first one of an optimizer step."""
@@ -162,7 +153,6 @@ class _Run:
         optimizer = trainer.create_optimizer()
         before = counter.kinds.get(OPTIMIZER, 0)
         with counter.counting(OPTIMIZER) as counted:
-            torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
             optimizer.step()
             result = counted()
         state = counter.kinds.get(OPTIMIZER, 0) - before
@@ -200,7 +190,7 @@ class _Run:
 
     # ---- evaluation ----
 
-    def evaluated(self, rows: Any, batch_size: int, as_trained: bool = True) -> Counted:
+    def evaluated(self, rows: Any, batch_size: int) -> Counted:
         """A forward pass over the longest rows and what is computed of its logits."""
         task, trainer, counter = self.ready.task, self.trainer, self.counter
         model = self.model
@@ -209,8 +199,7 @@ class _Run:
         some = rows.select(longest_evaluated(rows, batch_size)).to_list()
         batch = figures.where_labelled(model, task.collator(self.ready.tokenizer)(some))
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        context = trainer.compute_loss_context_manager() if as_trained else torch.autocast("cpu", enabled=False)
-        with torch.no_grad(), context, counter.counting() as counted:
+        with torch.no_grad(), trainer.compute_loss_context_manager(), counter.counting() as counted:
             outputs = model.eval()(**trainer._prepare_inputs(inputs))
             heads = [logits.float() for logits in forward.logits_of_heads(outputs)]
             if counter.vocabulary and "labels" in batch:
