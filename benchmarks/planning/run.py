@@ -2,8 +2,8 @@
 
     PTFT_TEST_DATA=... python -m benchmarks.planning.run [--work DIR] [--only WORD ...] [--report]
 
-Each run is a ``ptft train`` of a few steps in a process of its own, and so is its forecast before. What is finished
-is skipped. Writes ``results.json`` and ``REPORT.md`` beside this file; ``--report`` writes the latter alone.
+Each run is a ``ptft train`` of a few steps in a process of its own; some have a ``ptft plan --probe`` before. What is
+finished is skipped. Writes ``results.json`` and ``REPORT.md`` beside this file; ``--report`` writes the latter alone.
 """
 
 from __future__ import annotations
@@ -21,107 +21,63 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.planning.cases import CASES, Case, model_of, settings_of, task_of
+from ptft_hf.planning import memory
 
 HERE = Path(__file__).parent
-ZERO = (0.0, 0.0, 0.0)
-UNITS = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 Result = Mapping[str, Any]
 
 
 # ---- one case ----
 
 
-def forecast(case: Case, data: Path, work: Path) -> dict[str, Any]:
-    """What ``ptft plan`` counts, in a form from which forecasts with any constants follow: every term is linear in
-    them. Run in a process of its own."""
-    import torch
-
-    from ptft_hf import planning, preparing
-    from ptft_hf.cli.options import keep_freed_memory
-    from ptft_hf.planning import machine, memory, probing, timing
-
-    keep_freed_memory()
-    model, task, settings = model_of(case, work), task_of(case, data, work), settings_of(case)
-    asked = preparing.make_plan(model, task, case.adapter, settings)
-    started = time.perf_counter()
-    _, arguments, sums = planning.count(asked, None, 42)
-    seconds = time.perf_counter() - started
-    baseline, reads = machine.resident(), planning.reading(asked)
-    speed = machine.speed(torch.bfloat16 if sums.half else torch.float32, arguments.device)
-    plain = _in_all(memory.stages(sums, baseline, memory.Calibration(*ZERO), reads))
-    found: dict[str, Any] = {
-        "baseline": baseline,
-        "terms": memory.stages(sums, baseline, memory.Calibration(*ZERO), reads)["training"],
-        "stages": plain,
-        "stages_by_constant": [
-            {name: size - plain[name] for name, size in _in_all(
-                memory.stages(sums, baseline, memory.Calibration(*unit), reads)
-            ).items()}
-            for unit in UNITS
-        ],
-        "seconds_by_rate": [
-            timing.training(sums, timing.of_counts(sums, speed, timing.Rates(*unit))) for unit in UNITS
-        ],
-        "gflops": speed.flops / 1e9,
-        "seconds_to_count": seconds,
-        "longest": list(sums.schedule.first.shape),
-        "frozen_layers": sums.frozen_layers,
-    }  # fmt: skip
-    if case.probed:
-        answer = probing.run(probing.order(model, asked, case.adapter, 42, sums, arguments))
-        found["probe"] = {**answer, "forecast_seconds": timing.probed(sums, answer)}
-    return found
-
-
-def _in_all(stages: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
-    return {name: sum(terms.values()) for name, terms in stages.items()}
-
-
-def measure(case: Case, data: Path, work: Path) -> dict[str, Any]:
-    """The run itself: what its ``run.json`` says of it."""
+def run_case(case: Case, data: Path, work: Path) -> dict[str, Any]:
+    """``ptft plan --probe`` of probed cases, and ``ptft train`` of all: what its ``run.json`` says."""
     folder = work / "run"
-    command = ["--model", model_of(case, work), "--task", task_of(case, data, work), "--adapter", case.adapter]
+    flags = ["--model", model_of(case, work), "--task", task_of(case, data, work), "--adapter", case.adapter]
     for name, value in settings_of(case).items():
-        command += ["--set", f"{name}={json.dumps(value)}"]
-    command += ["--output", str(folder), "--overwrite"]
-    log = work / "train.log"
-    with log.open("wb") as out:
-        done = subprocess.run([sys.executable, "-m", "ptft_hf", "train", *command], stdout=out, stderr=out)
-    if done.returncode:
-        raise RuntimeError(log.read_text("utf-8", errors="replace")[-3000:])
+        flags += ["--set", f"{name}={json.dumps(value)}"]
+    plan = json.loads(ptft("plan", *flags, "--probe", "--json").splitlines()[-1]) if case.probed else None
+    ptft("train", *flags, "--output", str(folder), "--overwrite")
     run = json.loads((folder / "run.json").read_text("utf-8"))
     shutil.rmtree(folder)
     names = ("peak_memory_mb", "peak_memory_mb_with_proof", "seconds", "steps", "bytes_on_disk")
     return {
-        **{name: run["training"][name] for name in names},
-        "parameters": run["parameters"],
-        "forecast_of_the_run": run["forecast"],
-    }
-
-
-def run_case(case: Case, data: Path, work: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.planning.run", "--work", str(work), "--forecast", case.name]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return {
         "case": case._asdict() | {"name": case.name},
-        "forecast": json.loads(done.stdout.splitlines()[-1]),
-        "measured": measure(case, data, work),
+        "plan": plan,
+        "forecast": run["forecast"],
+        "constants": list(memory.CPU),
+        "measured": {name: run["training"][name] for name in names},
+        "parameters": run["parameters"],
+        "hardware": run["hardware"],
+        "versions": run["versions"],
     }
+
+
+def ptft(*command: str) -> str:
+    """What a process of its own prints.
+
+    Raises:
+        RuntimeError: It failed; the end of what it said is told.
+    """
+    done = subprocess.run([sys.executable, "-m", "ptft_hf", *command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr or done.stdout)[-3000:])
+    return done.stdout
 
 
 # ---- all of them ----
 
 
 def peak(result: Result, constants: Sequence[float], proof: bool = False) -> float:
-    """MB, forecast with these constants."""
-    found = result["forecast"]
-    sizes = {
-        name: size + sum(c * unit[name] for c, unit in zip(constants, found["stages_by_constant"], strict=True))
-        for name, size in found["stages"].items()
-    }
-    return float(max(size for name, size in sizes.items() if proof or name != "proof")) / 1e6
+    """MB of a run's forecast, were its constants these: its terms are linear in them."""
+    stages = {name: dict(terms) for name, terms in result["forecast"]["stages_mb"].items()}
+    names = (memory.LIBRARIES, memory.ALLOCATOR, memory.KERNELS)
+    ratios = [now / then for now, then in zip(constants, result["constants"], strict=True)]
+    for terms in stages.values():
+        for name, ratio in zip(names, ratios, strict=True):
+            terms[name] = terms.get(name, 0.0) * ratio
+    before = max(sum(terms.values()) for name, terms in stages.items() if name != "proof")
+    return before + stages["proof"].get(memory.LOADED, 0.0) if proof else before
 
 
 def error(said: float, was: float) -> float:
@@ -133,7 +89,7 @@ def fit(results: Sequence[Result]) -> list[float]:
     import numpy as np
     from scipy.optimize import least_squares
 
-    scale = np.array([1e8, 0.1, 1e5])
+    scale = np.array([1e8, 0.1, 1e6])
 
     def errors(x: Any) -> list[float]:
         return [error(peak(r, list(x * scale)), r["measured"]["peak_memory_mb"]) for r in results]
@@ -141,38 +97,24 @@ def fit(results: Sequence[Result]) -> list[float]:
     return [float(v) for v in least_squares(errors, np.ones(3), bounds=(0, np.inf), diff_step=1e-2).x * scale]
 
 
-def fit_rates(results: Sequence[Result]) -> list[float]:
-    """Rates of time likewise."""
-    import numpy as np
-    from scipy.optimize import nnls
-
-    rows = np.array([r["forecast"]["seconds_by_rate"] for r in results])
-    was = np.array([r["measured"]["seconds"] for r in results])
-    return [float(v) for v in nnls(rows / was[:, None], np.ones(len(was)))[0]]
-
-
 def report(results: Sequence[Result]) -> str:
-    from ptft_hf.planning import memory, timing
-
-    constants, rates = list(memory.CPU), list(timing.CPU)
+    constants = list(memory.CPU)
     fitted = [r for r in results if r["case"]["fits"]]
     judged = [r for r in results if not r["case"]["fits"]]
     lines = [
         "# Forecasts of memory and time against runs",
         "",
         "`PTFT_TEST_DATA=... python -m benchmarks.planning.run`: each line is a `ptft train` of a few steps in a "
-        "process of its own, forecast by `ptft plan` in another before. The peak is the process's "
-        "(`peak_memory_mb`); *above baseline* is the error of what stands above libraries, data and tokenizer. Lines "
-        "with * are those that the constants were fitted to; the others judge them.",
+        "process of its own, whose forecast is made before its first step. The peak is the process's "
+        "(`peak_memory_mb`); *above baseline* is the error of what stands above libraries, data and tokenizer. "
+        "*plan* is the forecast of `ptft plan`, in another process and before any weights are loaded. Lines with * "
+        "are those that the constants were fitted to; the others judge them.",
         "",
     ]
     if fitted:
-        by_fit = ", ".join(f"{v:.4g}" for v in fit(fitted))
         lines.append(
-            f"Constants of memory (libraries, allocator, kernels): {', '.join(f'{v:.4g}' for v in constants)}; "
-            f"a fit to the {len(fitted)} runs gives {by_fit}. Rates of time (products, moving, operation): "
-            f"{', '.join(f'{v:.4g}' for v in rates)}; a fit gives "
-            f"{', '.join(f'{v:.4g}' for v in fit_rates(fitted))}."
+            f"Constants (libraries, allocator, kernels): {', '.join(f'{v:.4g}' for v in constants)}; a fit to the "
+            f"{len(fitted)} runs gives {', '.join(f'{v:.4g}' for v in fit(fitted))}."
         )
     figures = {name: _errors(some, constants) for name, some in (("judged", judged), ("fitted", fitted)) if some}
     for name, found in figures.items():
@@ -182,48 +124,50 @@ def report(results: Sequence[Result]) -> str:
         ) + "."]  # fmt: skip
     lines += [
         "",
-        "| run | longest batch | peak MB, forecast | measured | error | above baseline | error in the run "
+        "| run | longest batch | peak MB, forecast | measured | error | above baseline | plan "
         "| with proof: forecast | measured | error | seconds | forecast | after --probe |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for r in results:
-        said, was, base = peak(r, constants), r["measured"]["peak_memory_mb"], r["forecast"]["baseline"] / 1e6
+        said, was, base = peak(r, constants), r["measured"]["peak_memory_mb"], baseline(r)
         proof, proven = peak(r, constants, True), r["measured"]["peak_memory_mb_with_proof"]
-        inside = r["measured"]["forecast_of_the_run"]
-        seconds = r["measured"]["seconds"]
-        guessed = sum(a * b for a, b in zip(rates, r["forecast"]["seconds_by_rate"], strict=True))
-        probed = r["forecast"].get("probe")
+        seconds, plan = r["measured"]["seconds"], r["plan"]
+        ratio = said / r["forecast"]["peak_memory_mb"]  # of today's constants to those of the run
         cells = [
             f"{r['case']['name']}{' *' if r['case']['fits'] else ''}",
-            " x ".join(str(n) for n in r["forecast"]["longest"] if n),
+            " x ".join(map(str, r["forecast"]["longest_batch"])),
             f"{said:,.0f}",
             f"{was:,.0f}",
             f"{error(said, was):+.1%}",
             f"{(said - was) / (was - base):+.0%}",
-            f"{error(inside['peak_memory_mb'], was):+.1%}" if inside else "-",
+            f"{error(plan['counted_peak_memory_mb'] * ratio, was):+.1%}" if plan else "",
             f"{proof:,.0f}",
             f"{proven:,.0f}",
             f"{error(proof, proven):+.1%}",
             f"{seconds:.1f}",
-            f"{error(guessed, seconds):+.0%}",
-            f"{error(probed['forecast_seconds'], seconds):+.0%}" if probed else "",
+            f"{error(r['forecast']['seconds'], seconds):+.0%}",
+            f"{error(plan['seconds'], seconds):+.0%}" if plan else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def baseline(result: Result) -> float:
+    """MB of libraries, data and tokenizer."""
+    return float(result["forecast"]["stages_mb"]["training"][memory.BASELINE])
 
 
 def _errors(results: Sequence[Result], constants: Sequence[float]) -> dict[str, list[float]]:
     """Absolute relative errors."""
     found: dict[str, list[float]] = {"peak": [], "above the baseline": [], "with the proof": [], "time by probe": []}
     for r in results:
-        was = r["measured"]["peak_memory_mb"]
+        was, proven = r["measured"]["peak_memory_mb"], r["measured"]["peak_memory_mb_with_proof"]
         off = abs(peak(r, constants) - was)
         found["peak"].append(off / was)
-        found["above the baseline"].append(off / (was - r["forecast"]["baseline"] / 1e6))
-        proven = r["measured"]["peak_memory_mb_with_proof"]
+        found["above the baseline"].append(off / (was - baseline(r)))
         found["with the proof"].append(abs(error(peak(r, constants, True), proven)))
-        if probed := r["forecast"].get("probe"):
-            found["time by probe"].append(abs(error(probed["forecast_seconds"], r["measured"]["seconds"])))
+        if r["plan"]:
+            found["time by probe"].append(abs(error(r["plan"]["seconds"], r["measured"]["seconds"])))
     return found
 
 
@@ -232,14 +176,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("planning-runs"), help="for models and runs")
     parser.add_argument("--only", nargs="*", default=[], help="cases whose names hold all of these words")
     parser.add_argument("--report", action="store_true", help="write the report of what there is, and run nothing")
-    parser.add_argument("--forecast", help=argparse.SUPPRESS)  # the process of one forecast
     args = parser.parse_args()
     if "PTFT_TEST_DATA" not in os.environ:
         sys.exit("set PTFT_TEST_DATA to the folder of real data")
     data, path, work = Path(os.environ["PTFT_TEST_DATA"]), HERE / "results.json", args.work.resolve()
-    if args.forecast:
-        print(json.dumps(forecast(next(c for c in CASES if c.name == args.forecast), data, work)))
-        return
     work.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     for case in sorted(CASES, key=lambda case: not case.fits):

@@ -27,6 +27,7 @@ class Forecast:
         steps: Optimizer steps.
         longest: Rows and tokens of the largest batch.
         probed: Whether the run's largest batch has been tried.
+        counted: Of a probed run, the peak that was forecast before.
         limit: Bytes that the process may hold; None if that is not known.
         advice: Changes that would make it fit, with the peak of each; empty if it fits.
         notes: What the forecast does not know.
@@ -40,6 +41,7 @@ class Forecast:
     steps: int
     longest: tuple[int, int]
     probed: bool = False
+    counted: int | None = None
     limit: int | None = None
     advice: tuple[Advice, ...] = ()
     notes: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ class Forecast:
             "steps": self.steps,
             "longest_batch": list(self.longest),
             "probed": self.probed,
+            "counted_peak_memory_mb": None if self.counted is None else self.counted / 1e6,
             "limit_mb": None if self.limit is None else self.limit / 1e6,
             "fits": self.fits,
             "advice": [dataclasses.asdict(one) for one in self.advice],
@@ -130,6 +133,7 @@ def with_probe(before: Forecast, sums: Sums, found: Mapping[str, Any]) -> Foreca
         peak_in_all=memory.peak(stages, proof=True),
         seconds=timing.probed(sums, found),
         probed=True,
+        counted=before.peak,
     )
 
 

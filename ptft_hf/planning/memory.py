@@ -48,7 +48,7 @@ class Calibration(NamedTuple):
     kernels: float
 
 
-CPU = Calibration(libraries=60e6, allocator=0.10, kernels=150e3)
+CPU = Calibration(libraries=70e6, allocator=0.05, kernels=1.3e6)
 CUDA = Calibration(libraries=0.0, allocator=0.05, kernels=0.0)
 """Not fitted: torch's allocator on a device counts what is allocated, in blocks of 512 bytes and more."""
 

@@ -50,7 +50,7 @@ def random_model(
 ) -> LoadedModel:
     """As :func:`ptft_hf.models.random_model`."""
     with uninitialised():
-        model = models.made_from_config(reference, auto_class, config, reader, options)
+        model = tied(models.made_from_config(reference, auto_class, config, reader, options))
     new = frozenset(name for name, _ in model.named_parameters())
     return LoadedModel(model, new, models.head_modules(model, frozenset()), "")
 
@@ -61,7 +61,13 @@ def bare(reference: str, auto_class: str, config: Any, options: Mapping[str, Any
     given = {name: options[name] for name in ("attn_implementation", "trust_remote_code") if name in options}
     given["dtype"] = models.as_dtype(options.get("dtype", "float32"))
     with models.reading(reference), uninitialised():
-        return auto.from_config(config, **given).eval()
+        return tied(auto.from_config(config, **given).eval())
+
+
+def tied(model: Any) -> Any:
+    """With one weight where it has one under several names; upstream ties them while it initialises."""
+    model.tie_weights()
+    return model
 
 
 def uninitialised() -> Any:
