@@ -30,6 +30,8 @@ BASELINE, CACHE, KERNELS, ALLOCATOR, LIBRARIES, TEXTS, READ, KEPT, LOADED = (
 )
 """Beside the kinds that are counted. What was held before the proof the allocator keeps, and the weights that are
 loaded back lie beside it: they are read from a file that is mapped into memory."""
+STAYING = (WEIGHTS, OPTIMIZER)
+"""Kinds that are allocated once."""
 KEPT_KERNELS = 1024
 """Products of which oneDNN keeps the code (its default ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``)."""
 
@@ -65,11 +67,11 @@ def stages(sums: Sums, baseline: int, calibration: Calibration = CPU, reads: int
         reads: Bytes that are held of the checkpoint's files while its weights are loaded.
     """
     shared = {BASELINE: baseline}
-    rest = sums.weights + sums.optimizer
-    training = {**shared, **largest(sums), CACHE: sums.cache}
+    step = largest(sums)
+    training = {**shared, **step, CACHE: sums.cache}
     training |= {
         KERNELS: round(calibration.kernels * min(KEPT_KERNELS, sums.products)),
-        ALLOCATOR: round(calibration.allocator * (sum(largest(sums).values()) - rest)),
+        ALLOCATOR: round(calibration.allocator * sum(size for name, size in step.items() if name not in STAYING)),
         LIBRARIES: round(calibration.libraries),
     }
     evaluated = {**shared, WEIGHTS: sums.weights, OPTIMIZER: sums.optimizer, CACHE: sums.cache}
