@@ -107,6 +107,9 @@ def count(asked: Plan, data: Any, seed: int) -> tuple[Ready, Any, Sums]:
 def before_run(asked: Plan, ready: Ready, arguments: Any) -> Forecast | None:
     """The forecast of a run whose weights are loaded, made on a model without; None, and why is said, if it cannot
     be had. It never stops the run, draws no random number and touches nothing of the run's."""
+    if arguments.fsdp or arguments.deepspeed:
+        report.say("- no forecast of memory and time: of models in several parts there is none")
+        return None
     try:
         started = time.perf_counter()
         counter = Counter()
@@ -146,6 +149,8 @@ def _forecast(
     notes = []
     if arguments.world_size > 1:
         notes.append("of one process; what several exchange is not counted")
+    if arguments.torch_compile:
+        notes.append("as without torch_compile")
     if device.type != "cpu":
         notes.append("the allowances for this device are not fitted to measurements")
     return dataclasses.replace(

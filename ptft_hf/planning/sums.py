@@ -18,8 +18,9 @@ from ptft_hf.tasks import figures
 from ptft_hf.tasks.summarization import Summarization
 
 HALF_BYTES, FLOAT_BYTES = 2, 4
-SMALL = 0.6
-"""A batch that is this much smaller than the largest one takes less, whatever its attention keeps."""
+SMALL = 0.7
+"""A batch of so small a part of the largest one takes less, whatever its attention keeps: up to 128 tokens that is a
+third of the rest (MiniLM)."""
 
 
 class Sums(NamedTuple):
@@ -75,21 +76,22 @@ def count_run(counter: Counter, plan: Plan, ready: Ready, arguments: Any, folder
     from ptft_hf.trainer import Trainer
 
     with counter, models.quiet(), torch.random.fork_rng():
-        building.choose_attention(plan, ready, arguments)
+        attention = building.choose_attention(plan, ready, arguments)
         trainer = building.build_trainer(Trainer, plan, ready, arguments, folder)
         counter.forget_kinds()
-        return _Run(counter, trainer, ready).sums()
+        return _Run(counter, trainer, ready, 0 if attention is None else attention.short).sums()
 
 
 class _Run:
-    """A Trainer whose model has no weights."""
+    """A Trainer whose model has no weights; up to ``short`` tokens its attention keeps its whole matrix."""
 
-    def __init__(self, counter: Counter, trainer: Any, ready: Ready) -> None:
-        self.counter, self.trainer, self.ready = counter, trainer, ready
+    def __init__(self, counter: Counter, trainer: Any, ready: Ready, short: int) -> None:
+        self.counter, self.trainer, self.ready, self.short = counter, trainer, ready, short
         args = trainer.args
         if args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
             trainer.model.gradient_checkpointing_enable()
-        self.model = trainer.accelerator.prepare_model(trainer.model) if args.world_size == 1 else trainer.model
+        plain = args.world_size == 1 and not args.torch_compile  # what is added otherwise cannot be counted
+        self.model = trainer.accelerator.prepare_model(trainer.model) if plain else trainer.model
         words = models.plain_model(self.model).get_output_embeddings()
         counter.vocabulary = 0 if words is None else words.weight.shape[0]
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -109,8 +111,8 @@ class _Run:
         gradients = size_of(p.grad for p in self.trained if p.grad is not None)
         stepping, optimizer = self.step()
         later = None if plan.later is None else first.scaled(plan.later.size / plan.first.size)
-        short, attention = None, self._short()
-        if attention and plan.first.width > attention and (some := plan.largest_up_to(attention)) is not None:
+        short = None
+        if self.short and plan.first.width > self.short and (some := plan.largest_up_to(self.short)) is not None:
             short = self.passes(some) if some.size > SMALL * plan.first.size else None
         layers, cache = self.cached()
         self.model.zero_grad(set_to_none=True)
@@ -143,8 +145,7 @@ class _Run:
         rows = trainer.data_collator(trainer.train_dataset.select(batch.rows).to_list())
         self.model.zero_grad(set_to_none=True)
         with self.counter.counting() as counted:
-            number = trainer._get_num_items_in_batch([rows], trainer.args.device)
-            trainer.training_step(self.model, rows, number)
+            trainer.training_step(self.model, rows, self.ready.task.loss_weight(rows["labels"]))
             return counted()
 
     def step(self) -> tuple[Counted, int]:
@@ -160,13 +161,6 @@ class _Run:
         optimizer.state.clear()
         trainer.optimizer = None
         return result, state
-
-    def _short(self) -> int:
-        """Tokens up to which attention is eager."""
-        model = models.plain_model(self.model)
-        hooks = model._forward_pre_hooks.values()
-        owners = [getattr(hook, "__self__", None) for hook in hooks]
-        return max((owner.short for owner in owners if isinstance(owner, models.AttentionByLength)), default=0)
 
     # ---- what lies below everything that is trained ----
 

@@ -12,7 +12,7 @@ from ptft_hf.planning.sums import Sums
 
 
 class Rates(NamedTuple):
-    """What a step takes of a machine's speed, fitted to measured runs (``python -m benchmarks.planning.run``)."""
+    """What a step takes of a machine's speed."""
 
     products: float
     """Times the seconds that products of matrices would take at the speed of a large one."""
@@ -23,6 +23,7 @@ class Rates(NamedTuple):
 
 
 CPU = Rates(products=1.3, moving=0.5, operation=20e-6)
+"""Rough, by a few runs of small encoders; a probe is for who needs to know."""
 
 
 class Line(NamedTuple):
