@@ -354,7 +354,7 @@ def test_a_run_tells_forecast_and_measured(tmp_path: Path, checkpoint: Callable[
     assert run["training"]["peak_memory_mb_with_proof"] >= run["training"]["peak_memory_mb"]
     captured = capsys.readouterr()
     assert "forecast  peak memory " in captured.err
-    assert "forecast before it began: peak memory " in captured.out
+    assert "\nforecast: peak memory " in captured.out
 
 
 def test_a_forecast_that_fails_stops_no_run(
