@@ -42,7 +42,7 @@ def run_case(case: Case, data: Path, work: Path) -> dict[str, Any]:
     shutil.rmtree(folder)
     names = ("peak_memory_mb", "peak_memory_mb_with_proof", "seconds", "steps", "bytes_on_disk")
     return {
-        "case": case._asdict() | {"name": case.name},
+        "case": described(case),
         "plan": plan,
         "forecast": run["forecast"],
         "constants": list(memory.CPU),
@@ -51,6 +51,10 @@ def run_case(case: Case, data: Path, work: Path) -> dict[str, Any]:
         "hardware": run["hardware"],
         "versions": run["versions"],
     }
+
+
+def described(case: Case) -> dict[str, Any]:
+    return case._asdict() | {"name": case.name}
 
 
 def ptft(*command: str) -> str:
@@ -182,7 +186,7 @@ def main() -> None:
     data, path, work = Path(os.environ["PTFT_TEST_DATA"]), HERE / "results.json", args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    for case in sorted(CASES, key=lambda case: not case.fits):
+    for case in sorted(CASES, key=lambda case: case.cost):
         if args.report or case.name in results or not all(word in case.name for word in args.only):
             continue
         started = time.perf_counter()
@@ -195,7 +199,7 @@ def main() -> None:
         was = results[case.name]["measured"]["peak_memory_mb"]
         took = time.perf_counter() - started
         print(f"{case.name}: {was:,.0f} MB measured; {took:.0f} s in all", flush=True)
-    known = [results[case.name] for case in CASES if case.name in results]
+    known = [{**results[case.name], "case": described(case)} for case in CASES if case.name in results]
     if known:
         (HERE / "REPORT.md").write_text(report(known), encoding="utf-8")
 
