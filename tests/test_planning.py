@@ -137,7 +137,7 @@ def test_a_layers_activations_are_those_of_a_hand_and_of_autograd(tmp_path: Path
 
 def some_sums(**changes: Any) -> sums.Sums:
     def counted(**kinds: int) -> Counted:
-        return Counted(sum(kinds.values()), kinds, 1e9, 1e6, 100, frozenset())
+        return Counted(sum(kinds.values()), kinds, 0, 1e9, 1e6, 100, frozenset())
 
     fields: dict[str, Any] = {
         "weights": 1000,
@@ -153,6 +153,8 @@ def some_sums(**changes: Any) -> sums.Sums:
         "frozen_layers": 0,
         "saved": 800,
         "parameters": 1000,
+        "compared": 0,
+        "reads_best": False,
         "half": False,
         "products": 3,
         "schedule": Schedule(4, 1, [Batch((0, 1), 10), Batch((2, 3), 8)] * 2, 2.0),
@@ -164,18 +166,18 @@ PLAIN = memory.Calibration(0.0, 0.0, 0.0)
 
 
 def test_the_largest_step_is_the_first_or_a_later_one_with_the_optimizers_state():
-    assert memory.largest(some_sums()) == {WEIGHTS: 1000, "optimizer": 1600, ACTIVATIONS: 4000}
+    assert memory.largest(some_sums())[0] == {WEIGHTS: 1000, "optimizer": 1600, ACTIVATIONS: 4000}
     adapter = some_sums(optimizer=20)
-    assert memory.largest(adapter) == {WEIGHTS: 1000, ACTIVATIONS: 5000, LOGITS: 200, GRADIENTS: 50}
+    assert memory.largest(adapter)[0] == {WEIGHTS: 1000, ACTIVATIONS: 5000, LOGITS: 200, GRADIENTS: 50}
     light = some_sums(first=some_sums().evaluation, later=some_sums().evaluation)
-    assert memory.largest(light) == {WEIGHTS: 1000, GRADIENTS: 800, "optimizer": 1600}
+    assert memory.largest(light)[0] == {WEIGHTS: 1000, GRADIENTS: 800, "optimizer": 1600}
 
 
 def test_accumulated_gradients_are_there_beside_the_activations():
     plan = some_sums().schedule
     accumulating = some_sums(schedule=plan._replace(micro=2))
-    assert memory.largest(accumulating)[GRADIENTS] == 800
-    assert sum(memory.largest(accumulating).values()) == 1000 + 800 + 1600 + 4000
+    assert memory.largest(accumulating)[0][GRADIENTS] == 800
+    assert sum(memory.largest(accumulating)[0].values()) == 1000 + 800 + 1600 + 4000
 
 
 def test_constants_add_what_no_count_sees():
@@ -187,6 +189,18 @@ def test_constants_add_what_no_count_sees():
     assert terms[memory.ALLOCATOR] == round(0.1 * 4000)
     assert memory.peak(found) == sum(terms.values())
     assert memory.peak(found, proof=True) == memory.peak(found) + 1000
+
+
+def test_small_pieces_stay_when_files_are_mapped_and_large_ones_do_not():
+    first = some_sums().first
+    given = {"optimizer": 20, "later": None, "reads_best": True, "cache": 0}
+    small, large = some_sums(**given), some_sums(**given, first=first._replace(large=3000))
+    stages = [memory.stages(one, 100, PLAIN) for one in (small, large)]
+    assert [sum(found["training"].values()) for found in stages] == [6350, 6350]
+    assert [sum(found["best checkpoint"].values()) for found in stages] == [6350 + 800, 6350 - 3000 + 800]
+    assert [sum(found["proof"].values()) for found in stages] == [6350 + 1000, 6350 - 3000 + 1000]
+    compared = memory.stages(some_sums(**given, compared=50_000), 100, PLAIN)["proof"]
+    assert sum(compared.values()) == 100 + 1000 + 20 + 300 + 50_000 + 1000
 
 
 def test_texts_that_are_written_count_in_the_evaluation():
@@ -296,7 +310,7 @@ def test_every_family_is_forecast_alike_before_weights_are_loaded_and_after(cell
     real = sum(t.untyped_storage().nbytes() for t in held.values() if t.is_floating_point())
     assert found.stages["training"][WEIGHTS] == pytest.approx(real, rel=0.03, abs=4000)
     counted = planning.count(asked, copy.copy(data(cell.family)), 1)[2]
-    terms = memory.largest(counted)
+    terms, _ = memory.largest(counted)
     assert {name: found.stages["training"][name] for name in terms} == pytest.approx(terms, rel=0.02)
 
 
@@ -308,6 +322,16 @@ def test_images_are_forecast(tmp_path: Path):
     found = ptft_hf.plan(model=str(model), task=task, adapter="lora/r8_attention", **given)
     assert found.stages["training"][ACTIVATIONS] > 0
     assert found.fits
+
+
+def test_a_model_from_nothing_is_forecast():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    settings = {"max_steps": 3, **{f"model.{name}": value for name, value in sizes.items()}}
+    given = {"task": recipe("causal_lm"), "data": copy.copy(data("causal_lm")), "settings": settings}
+    found = ptft_hf.plan(model="config:llama", adapter="full/default", **given)
+    per_layer = 4 * 32 * 32 + 3 * 32 * 48
+    assert found.stages["training"][WEIGHTS] > 4 * 2 * per_layer
+    assert found.stages["training"][LOGITS] > 0
 
 
 def test_a_frozen_trunk_is_kept_and_counted(root: Path):

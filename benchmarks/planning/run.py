@@ -69,6 +69,20 @@ def ptft(*command: str) -> str:
     return done.stdout
 
 
+def recount(case: Case, result: Result, data: Path, work: Path) -> dict[str, Any]:
+    """The result with what the code forecasts now, on the baseline that the run's process had."""
+    from ptft_hf import planning, preparing
+    from ptft_hf.planning.forecasts import forecast
+
+    asked = preparing.make_plan(
+        model_of(case, work), task_of(case, data, work), case.adapter, settings_of(case)
+    )
+    _, arguments, sums = planning.count(asked, None, 42)
+    now = forecast(sums, arguments, round(baseline(result) * 1e6), reads=planning.reading(asked))
+    kept = {name: result["forecast"][name] for name in ("seconds", "limit_mb", "fits", "notes")}
+    return {**result, "forecast": {**now.to_dict(), **kept}, "constants": list(memory.CPU)}
+
+
 # ---- all of them ----
 
 
@@ -78,10 +92,14 @@ def peak(result: Result, constants: Sequence[float], proof: bool = False) -> flo
     names = (memory.LIBRARIES, memory.ALLOCATOR, memory.KERNELS)
     ratios = [now / then for now, then in zip(constants, result["constants"], strict=True)]
     for terms in stages.values():
-        for name, ratio in zip(names, ratios, strict=True):
-            terms[name] = terms.get(name, 0.0) * ratio
-    before = max(sum(terms.values()) for name, terms in stages.items() if name != "proof")
-    return before + stages["proof"].get(memory.LOADED, 0.0) if proof else before
+        terms |= {name: terms.get(name, 0.0) * ratio for name, ratio in zip(names, ratios, strict=True)}
+    # What the training stage has of them is part of what is kept after it.
+    then = sum(result["forecast"]["stages_mb"]["training"].values())
+    more = sum(stages["training"].values()) - then
+    for terms in stages.values():
+        if memory.KEPT in terms:
+            terms[memory.KEPT] += more
+    return max(sum(terms.values()) for name, terms in stages.items() if proof or name != "proof")
 
 
 def error(said: float, was: float) -> float:
@@ -179,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("planning-runs"), help="for models and runs")
     parser.add_argument("--only", nargs="*", default=[], help="cases whose names hold all of these words")
+    parser.add_argument("--recount", action="store_true", help="forecast the finished runs anew, and run nothing")
     parser.add_argument("--report", action="store_true", help="write the report of what there is, and run nothing")
     args = parser.parse_args()
     if "PTFT_TEST_DATA" not in os.environ:
@@ -187,7 +206,11 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     for case in sorted(CASES, key=lambda case: case.cost):
-        if args.report or case.name in results or not all(word in case.name for word in args.only):
+        if args.recount and case.name in results:
+            results[case.name] = recount(case, results[case.name], data, work)
+            path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            print(case.name, flush=True)
+        if args.recount or args.report or case.name in results or not all(word in case.name for word in args.only):
             continue
         started = time.perf_counter()
         try:

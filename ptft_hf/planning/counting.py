@@ -25,6 +25,8 @@ WEIGHTS, GRADIENTS, OPTIMIZER = "weights", "gradients", "optimizer"
 COPIES, LOGITS, ACTIVATIONS = "precision copies", "logits", "activations"
 FIXED = (WEIGHTS, GRADIENTS, OPTIMIZER, COPIES)
 """Kinds that do not grow with a batch."""
+LARGE = 32 << 20
+"""Bytes from which on glibc hands freed memory back to the system; smaller pieces it keeps for the next."""
 HALF = (torch.bfloat16, torch.float16)
 
 aten = torch.ops.aten
@@ -42,6 +44,7 @@ class Counted(NamedTuple):
     Attributes:
         peak: Most bytes that were held at a time, what was there before included.
         kinds: Bytes of each kind at that time.
+        large: Those of them, weights and optimizer left out, in pieces of 32 MiB and more.
         flops: Floating-point operations of products of matrices, two for each multiplication and addition.
         moved: Bytes that all operations read and wrote.
         operations: How many there were.
@@ -50,6 +53,7 @@ class Counted(NamedTuple):
 
     peak: int
     kinds: dict[str, int]
+    large: int
     flops: float
     moved: float
     operations: int
@@ -60,7 +64,11 @@ class Counted(NamedTuple):
         """The same work on so many times as much, the weights staying what they are."""
         kinds = {kind: size if kind in FIXED else round(size * factor) for kind, size in self.kinds.items()}
         return self._replace(
-            peak=sum(kinds.values()), kinds=kinds, flops=self.flops * factor, moved=self.moved * factor
+            peak=sum(kinds.values()),
+            kinds=kinds,
+            large=round(self.large * factor),
+            flops=self.flops * factor,
+            moved=self.moved * factor,
         )
 
 
@@ -83,6 +91,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.vocabulary = 0
         self._held: dict[int, tuple[Any, int, str]] = {}
         self._live: Tally[str] = Tally()
+        self._large: Tally[str] = Tally()
         self._start()
 
     def __enter__(self) -> Any:
@@ -128,6 +137,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Counted(
             self._peak,
             {kind: size for kind, size in self._at_peak.items() if size},
+            sum(size for kind, size in self._large_at_peak.items() if kind not in (WEIGHTS, OPTIMIZER)),
             self._flops,
             self._moved,
             self._operations,
@@ -140,8 +150,8 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             storage = tensor.untyped_storage()
             if (entry := self._held.get(storage._cdata)) is not None:
                 reference, size, before = entry
-                self._live[before] -= size
-                self._live[kind] += size
+                self._add(before, -size)
+                self._add(kind, size)
                 self._held[storage._cdata] = (reference, size, kind)
             else:
                 self._hold(storage, kind)
@@ -150,12 +160,12 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Count all that is held now as weights: what stays when a model has been built."""
         for key, (reference, size, _) in list(self._held.items()):
             self._held[key] = (reference, size, WEIGHTS)
-        self._live = Tally({WEIGHTS: self.live})
+        self._live, self._large = Tally({WEIGHTS: self.live}), Tally({WEIGHTS: sum(self._large.values())})
 
     # ---- counting ----
 
     def _start(self) -> None:
-        self._peak, self._at_peak = self.live, dict(self._live)
+        self._peak, self._at_peak, self._large_at_peak = self.live, dict(self._live), dict(self._large)
         self._flops = self._moved = 0.0
         self._operations = 0
         self._products: set[Any] = set()
@@ -165,12 +175,17 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def freed(_: Any) -> None:
             if (entry := self._held.pop(key, None)) is not None:
-                self._live[entry[2]] -= entry[1]
+                self._add(entry[2], -entry[1])
 
         self._held[key] = (weakref.ref(storage, freed), size, kind)
-        self._live[kind] += size
+        self._add(kind, size)
         if (live := self.live) > self._peak:
-            self._peak, self._at_peak = live, dict(self._live)
+            self._peak, self._at_peak, self._large_at_peak = live, dict(self._live), dict(self._large)
+
+    def _add(self, kind: str, size: int) -> None:
+        self._live[kind] += size
+        if abs(size) >= LARGE:
+            self._large[kind] += size
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

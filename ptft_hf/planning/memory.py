@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ptft_hf.planning.counting import GRADIENTS, OPTIMIZER, WEIGHTS, Counted
 from ptft_hf.planning.sums import Sums
 
-BASELINE, CACHE, KERNELS, ALLOCATOR, LIBRARIES, TEXTS, READ, KEPT, LOADED = (
+BASELINE, CACHE, KERNELS, ALLOCATOR, LIBRARIES, TEXTS, READ, KEPT, LOADED, COMPARED = (
     "baseline",
     "frozen layers' activations",
     "kernels' code",
@@ -27,9 +27,9 @@ BASELINE, CACHE, KERNELS, ALLOCATOR, LIBRARIES, TEXTS, READ, KEPT, LOADED = (
     "files being read",
     "held before",
     "weights loaded back",
+    "logits that are compared",
 )
-"""Beside the kinds that are counted. What was held before the proof the allocator keeps, and the weights that are
-loaded back lie beside it: they are read from a file that is mapped into memory."""
+"""Beside the kinds that are counted."""
 STAYING = (WEIGHTS, OPTIMIZER)
 """Kinds that are allocated once."""
 KEPT_KERNELS = 1024
@@ -67,7 +67,7 @@ def stages(sums: Sums, baseline: int, calibration: Calibration = CPU, reads: int
         reads: Bytes that are held of the checkpoint's files while its weights are loaded.
     """
     shared = {BASELINE: baseline}
-    step = largest(sums)
+    step, freed = largest(sums)
     training = {**shared, **step, CACHE: sums.cache}
     training |= {
         KERNELS: round(calibration.kernels * min(KEPT_KERNELS, sums.products)),
@@ -78,25 +78,30 @@ def stages(sums: Sums, baseline: int, calibration: Calibration = CPU, reads: int
     evaluated |= _above(sums.evaluation)
     evaluated |= {TEXTS: max(0, sums.written - (sums.evaluation.peak - sums.weights))} if sums.written else {}
     evaluated |= {name: training[name] for name in (KERNELS, LIBRARIES)}
+    # What is freed in small pieces the allocator keeps; files are mapped into memory beside it.
+    kept = sum(training.values()) - freed
     found = {
         "loading": {**shared, WEIGHTS: sums.weights, READ: reads},
         "training": training,
         "evaluation": evaluated,
+        "best checkpoint": {KEPT: kept, READ: sums.saved} if sums.reads_best else {},
     }
     in_float32 = {**shared, WEIGHTS: sums.parameters, OPTIMIZER: sums.optimizer}
     in_float32 |= _above(sums.evaluation.scaled(2 if sums.half else 1))
     in_float32 |= {name: training[name] for name in (KERNELS, LIBRARIES)}
-    before = max(peak(found), sum(in_float32.values()))
+    in_float32 |= {COMPARED: sums.compared}
+    before = max(kept, sum(in_float32.values()))
     return {**found, "proof": {KEPT: before, LOADED: sums.parameters}}
 
 
-def largest(sums: Sums) -> Stage:
-    """The terms of the step that takes most: see the module."""
-    candidates = [_with(sums.first, 0, sums)]
-    candidates += [_with(one, sums.optimizer, sums) for one in (sums.later, sums.short) if one is not None]
+def largest(sums: Sums) -> tuple[Stage, int]:
+    """The terms of the step that takes most, see the module; and what of it goes back to the system at its end."""
+    candidates = [(_with(sums.first, 0, sums), sums.first.large)]
+    later = [one for one in (sums.later, sums.short) if one is not None]
+    candidates += [(_with(one, sums.optimizer, sums), one.large) for one in later]
     step = {WEIGHTS: sums.weights, GRADIENTS: sums.gradients, OPTIMIZER: sums.optimizer}
-    found = max([*candidates, step], key=lambda terms: sum(terms.values()))
-    return {name: size for name, size in found.items() if size}
+    found, large = max([*candidates, (step, sums.stepping.large)], key=lambda pair: sum(pair[0].values()))
+    return {name: size for name, size in found.items() if size}, large
 
 
 def _with(counted: Counted, optimizer: int, sums: Sums) -> Stage:

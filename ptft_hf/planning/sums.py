@@ -18,6 +18,8 @@ from ptft_hf.tasks import figures
 from ptft_hf.tasks.summarization import Summarization
 
 HALF_BYTES, FLOAT_BYTES = 2, 4
+PROVEN = 16
+"""Rows of a proof, as in :data:`ptft_hf.training.PROBE_ROWS`, which stands above this."""
 SMALL = 0.7
 """A batch of so small a part of the largest one takes less, whatever its attention keeps: up to 128 tokens that is a
 third of the rest (MiniLM)."""
@@ -40,6 +42,8 @@ class Sums(NamedTuple):
         frozen_layers: How many these are.
         saved: Of a checkpoint, without the optimizer.
         parameters: Of the model in float32, as it is proven.
+        compared: Logits on which the saved and the trained model are compared, all copies of them.
+        reads_best: Whether the best checkpoint is read at the end.
         half: Whether products are of half precision.
         products: Half-precision products of matrices, each shape of each for itself, in training and evaluation.
         schedule: The batches.
@@ -58,6 +62,8 @@ class Sums(NamedTuple):
     frozen_layers: int
     saved: int
     parameters: int
+    compared: int
+    reads_best: bool
     half: bool
     products: int
     schedule: Schedule
@@ -134,6 +140,8 @@ class _Run:
             layers,
             size_of(self.model.parameters() if whole else self.trained),
             sum(p.numel() * (FLOAT_BYTES if p.is_floating_point() else 1) for p in self.model.parameters()),
+            self.compared(),
+            bool(trainer.args.load_best_model_at_end),
             bool(half),
             len(first.products) * plan.shapes + len(evaluation.products) * self.evaluated_shapes(),
             plan,
@@ -207,6 +215,16 @@ class _Run:
             return 0
         lengths, size = sorted(rows["length"][:], reverse=True), args.eval_batch_size
         return len({(len(lengths[i : i + size]), lengths[i]) for i in range(0, len(lengths), size)})
+
+    def compared(self) -> int:
+        """Bytes of the logits of a proof's rows: checked once, then made by either model; only a language model's
+        count."""
+        rows, model = self.ready.encoded["validation"], self.model
+        longest = max(1, *rows["length"][:], 1)
+        count = min(len(rows), forward.fitting(model, PROVEN, longest))
+        if models.plain_model(model).config.is_encoder_decoder and "labels" in rows.column_names:
+            longest = max((len(labels) for labels in rows["labels"][:] if isinstance(labels, list)), default=1)
+        return int(3 * count * longest * self.counter.vocabulary * FLOAT_BYTES)
 
     def written(self, rows: Any, item: int) -> int:
         """Bytes of keys, values and logits while the longest rows' texts are written."""
