@@ -50,7 +50,7 @@ class Calibration(NamedTuple):
     kernels: float
 
 
-CPU = Calibration(libraries=70e6, allocator=0.05, kernels=1.3e6)
+CPU = Calibration(libraries=7e6, allocator=0.042, kernels=1.6e6)
 CUDA = Calibration(libraries=0.0, allocator=0.05, kernels=0.0)
 """Not fitted: torch's allocator on a device counts what is allocated, in blocks of 512 bytes and more."""
 
