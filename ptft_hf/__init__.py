@@ -19,11 +19,13 @@ if TYPE_CHECKING:
         RoundTripError,
     )
     from ptft_hf.inference import TrainedModel, evaluate, load
+    from ptft_hf.planning import plan
     from ptft_hf.recipes import AdapterRecipe, TaskRecipe, load_adapter, load_task
     from ptft_hf.training import train
 
 _HOME = {
     "train": "training",
+    "plan": "planning",
     "evaluate": "inference",
     "load": "inference",
     "TrainedModel": "inference",
@@ -42,6 +44,7 @@ _HOME = {
 }
 __all__ = [
     "train",
+    "plan",
     "evaluate",
     "load",
     "TrainedModel",

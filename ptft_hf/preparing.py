@@ -87,10 +87,17 @@ def absolute(model: str) -> str:
 # ---- what is needed ----
 
 
-def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = MappingProxyType({})) -> Ready:
+def prepare(
+    plan: Plan,
+    source: Any,
+    seed: int,
+    rows: Mapping[str, int] = MappingProxyType({}),
+    loader: Any = models,
+) -> Ready:
     """Data, model and method, in this order, each checked before the next is loaded. Writes nothing.
 
-    ``rows`` takes a part of train or validation alone, see :func:`ptft_hf.data.take`.
+    ``rows`` takes a part of train or validation alone, see :func:`ptft_hf.data.take`; ``loader`` has the functions
+    ``load_model`` and ``random_model``, those of :mod:`ptft_hf.models` or others in their place.
     """
     import transformers
 
@@ -109,7 +116,7 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
 
     transformers.set_seed(seed)
     options = {name: value for name, value in recipe.model.items() if name != "max_length"}
-    loaded, tokenizer, begun = begin_from(plan, task, splits, options)
+    loaded, tokenizer, begun = begin_from(plan, task, splits, options, loader)
     max_length, said = models.fit_inputs(
         task.reads, tokenizer, loaded.model, recipe.model, adapters.virtual_tokens(plan.adapter)
     )
@@ -159,21 +166,21 @@ def prepare(plan: Plan, source: Any, seed: int, rows: Mapping[str, int] = Mappin
 
 
 def begin_from(
-    plan: Plan, task: tasks.Task, splits: data.Splits, options: Mapping[str, Any]
+    plan: Plan, task: tasks.Task, splits: data.Splits, options: Mapping[str, Any], loader: Any = models
 ) -> tuple[models.LoadedModel, Any, list[str]]:
     """The model and its tokenizer, from a checkpoint or from nothing, and what is to be said of them."""
     if recipes.from_nothing(plan.model):
-        return begin_from_nothing(plan, task, splits, options)
+        return begin_from_nothing(plan, task, splits, options, loader)
     tokenizer = models.load_reader(task.reads, plan.model, **options)
     notes = task.look_at_checkpoint(models.from_pretrained("AutoConfig", plan.model, options), tokenizer)
-    loaded = models.load_model(
+    loaded = loader.load_model(
         plan.model, task.auto_class, config=task.config(), quantization=plan.adapter.quantization, **options
     )
     return loaded, tokenizer, notes
 
 
 def begin_from_nothing(
-    plan: Plan, task: tasks.Task, splits: data.Splits, options: Mapping[str, Any]
+    plan: Plan, task: tasks.Task, splits: data.Splits, options: Mapping[str, Any], loader: Any = models
 ) -> tuple[models.LoadedModel, Any, list[str]]:
     """Random weights, and a tokenizer that is trained on the training texts or taken from somewhere.
 
@@ -191,7 +198,7 @@ def begin_from_nothing(
         raise RecipeError(*problems)
     config = models.config_of(plan.model, {**options, **task.config()})
     reader, notes = task.reader_from_nothing(plan.model, config, splits.train)
-    loaded = models.random_model(plan.model, task.auto_class, config, reader, options)
+    loaded = loader.random_model(plan.model, task.auto_class, config, reader, options)
     return loaded, reader, ["the weights are random: nothing is pretrained", *notes]
 
 

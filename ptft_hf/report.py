@@ -79,10 +79,21 @@ def after_training(run: Mapping[str, Any]) -> None:
         f"{parameters['trainable']:,} of {parameters['total']:,} parameters trained in "
         f"{facts['seconds']:.1f} s ({facts['rows_per_second']:.0f} rows/s); peak memory "
         f"{facts['peak_memory_mb']:,.0f} MB, {size(facts['bytes_on_disk'])} on disk\n"
+        f"{beside_forecast(run.get('forecast'), facts)}"
         f"saved in {escape(run['output_dir'])} and proven: loaded back, its logits on {proof['examples']} "
         f"examples differ by {proof['max_difference']} from those of the trained model",
         soft_wrap=True,
     )
+
+
+def beside_forecast(forecast: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> str:
+    """A line with what was forecast of a run's peak and time, and how far that was off; none without a forecast."""
+    told = []
+    for name, key, form in (("peak memory", "peak_memory_mb", "{:,.0f} MB"), ("training", "seconds", "{:,.1f} s")):
+        said, was = (forecast or {}).get(key), facts[key]
+        if said is not None and was:
+            told.append(f"{name} {form.format(said)} (off by {(said - was) / was:+.0%})")
+    return f"forecast: {', '.join(told)}\n" if told else ""
 
 
 def size(count: int) -> str:

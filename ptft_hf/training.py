@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from ptft_hf import card, checkpoints, forward, inference, models, recipes, records, report
-from ptft_hf.errors import ModelError, OutputError, RecipeError
+from ptft_hf import card, checkpoints, forward, inference, models, planning, recipes, records, report
+from ptft_hf.building import build_trainer, choose_attention, sorted_by_length
+from ptft_hf.errors import ModelError, OutputError
 from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.inference import TrainedModel
+from ptft_hf.planning import showing
 from ptft_hf.preparing import Plan, Ready, describe, make_plan, prepare, training_arguments
-from ptft_hf.rounding import RoundedLengths
 
 OWN_FILES = (records.SETTINGS, "run.json", "checkpoints")
 PROBE_ROWS = 16
@@ -141,6 +142,7 @@ def run(
     from ptft_hf.trainer import Trainer
 
     is_main = arguments.process_index == 0
+    forecast = planning.before_run(plan, ready, arguments) if is_main else None
     written = records.identity(plan, ready, arguments)
     start = records.find_start(folder, written, is_main) if resume else None
     arguments.eval_on_start = arguments.eval_on_start and start is None
@@ -150,92 +152,30 @@ def run(
         trainer.add_callback(callback)
     if is_main:
         describe(plan, ready, arguments, trainer, attention)
+        if forecast is not None:
+            showing.before_training(forecast)
         records.begin(folder, written, start, overwrite and not resume)
     trainer.accelerator.wait_for_everyone()
     with models.quiet():
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     if attention is not None:
         attention.restore()
-    finish(plan, ready, trainer, folder, evaluated)
+    finish(plan, ready, trainer, folder, evaluated, forecast)
     trainer.accelerator.wait_for_everyone()
     return inference.load(folder)
-
-
-def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: Path) -> Any:
-    """The Trainer with its callbacks.
-
-    Raises:
-        RecipeError: A setting would silently do nothing.
-    """
-    import transformers
-
-    from ptft_hf.callbacks import GradualUnfreezing, MetricsLog, Progress
-
-    if getattr(arguments, "activation_checkpointing", False) or arguments.gradient_checkpointing:
-        # Only the newest transformers do so themselves.
-        # A frozen embedding gives inputs without gradients, and then no layer below the first one gets any.
-        ready.model.enable_input_require_grads()
-    callbacks: list[Any] = [Progress(ready.task.best_metric), MetricsLog(folder / "metrics.jsonl")]
-    callbacks += ready.method.callbacks(ready.model)
-    if plan.task.early_stopping_patience is not None:
-        if not arguments.load_best_model_at_end:
-            raise RecipeError("early_stopping_patience: needs evaluation and saving (load_best_model_at_end)")
-        callbacks.append(transformers.EarlyStoppingCallback(plan.task.early_stopping_patience))
-    if plan.adapter.gradual_unfreezing:
-        trained = {name for name, p in ready.model.named_parameters() if p.requires_grad}
-        callbacks.append(
-            GradualUnfreezing(
-                models.depths(ready.model, ready.head), trained, int(arguments.num_train_epochs)
-            )
-        )
-    with models.quiet():
-        trainer = kind(
-            task=ready.task,
-            method=ready.method,
-            head=ready.head,
-            model=ready.model,
-            args=arguments,
-            train_dataset=ready.encoded["train"],
-            eval_dataset=sorted_by_length(ready.task.between_epochs(ready.encoded["validation"])),
-            data_collator=training_collator(ready, arguments),
-            processing_class=ready.tokenizer,
-            callbacks=callbacks,
-        )
-    trainer.remove_callback(transformers.PrinterCallback)
-    if arguments.fsdp and not trainer.is_fsdp_enabled:
-        raise RecipeError(
-            "training.fsdp: would silently do nothing here (it needs accelerators and several "
-            "processes); leave it out"
-        )
-    return trainer
-
-
-def training_collator(ready: Ready, arguments: Any) -> Any:
-    """The family's; on a CPU with batches of few lengths."""
-    collate = ready.task.collator(ready.tokenizer)
-    if arguments.device.type != "cpu" or ready.task.reads != "text":
-        return collate
-    return RoundedLengths(collate, ready.tokenizer, max(ready.encoded["train"]["length"][:]))
-
-
-def sorted_by_length(encoded: Any) -> Any:
-    """Longest first: batches of like length, and memory runs out at once or never."""
-    lengths = encoded["length"][:]
-    return encoded.select(sorted(range(len(lengths)), key=lambda i: -lengths[i]))
-
-
-def choose_attention(plan: Plan, ready: Ready, arguments: Any) -> models.AttentionByLength | None:
-    """By length on a CPU, unless the user chose one for all."""
-    if arguments.device.type != "cpu" or arguments.torch_compile or "attn_implementation" in ready.facts["options"]:
-        return None
-    drops = plan.adapter.trains_weights or plan.adapter.trunk_dropout
-    return models.AttentionByLength(ready.model, ready.encoded["train"]["length"][:], drops=drops)
 
 
 # ---- the end ----
 
 
-def finish(plan: Plan, ready: Ready, trainer: Any, folder: Path, evaluated: Sequence[str]) -> None:
+def finish(
+    plan: Plan,
+    ready: Ready,
+    trainer: Any,
+    folder: Path,
+    evaluated: Sequence[str],
+    forecast: planning.Forecast | None = None,
+) -> None:
     """Evaluate in float32, all processes together; then the first one saves beside the final place, proves, and only
     then moves into it."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -259,6 +199,8 @@ def finish(plan: Plan, ready: Ready, trainer: Any, folder: Path, evaluated: Sequ
         model, lambda: inference.load_weights(staging, record, None, ready.task, verify=True), probe
     )
     record["proof"] = proof
+    record["forecast"] = None if forecast is None else forecast.to_dict()
+    record["training"]["peak_memory_mb_with_proof"] = records.peak_memory_mb()
     record["training"]["bytes_on_disk"] = sum(p.stat().st_size for p in staging.iterdir())
     (staging / "README.md").write_text(card.model_card(record, models.adapter_kind(model)), encoding="utf-8")
     report.curves(

@@ -23,7 +23,7 @@ from tests.conftest import rows, write_rows
 from tests.finished import Finished, full, lora  # noqa: F401
 
 VERBS = (
-    *("train", "predict", "evaluate", "inspect", "merge", "export", "compare", "tune", "ppo", "rlhf", "push"),
+    *("train", "plan", "predict", "evaluate", "inspect", "merge", "export", "compare", "tune", "ppo", "rlhf", "push"),
     *("ls", "show", "validate"),
 )
 

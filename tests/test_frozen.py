@@ -306,4 +306,4 @@ def test_a_row_is_known_by_all_that_the_model_reads_and_not_by_its_padding() -> 
 
 
 def test_a_model_of_one_layer_type_alone_has_a_stack() -> None:
-    assert probing._stack(nn.Linear(2, 2)) is None
+    assert probing.only_stack(nn.Linear(2, 2)) is None

@@ -24,6 +24,7 @@ PACKAGE = ROOT / "ptft_hf"
 def test_the_public_names_are_these():
     assert ptft_hf.__all__ == [
         "train",
+        "plan",
         "evaluate",
         "load",
         "TrainedModel",
@@ -130,7 +131,8 @@ LAYERS = [
     {"sampling", "rounding", "atomic"},
     {"resuming", "callbacks", "frozen"},
     {"trainer"},
-    {"records"},
+    {"records", "building"},
+    {"planning"},
     {"training"},
     {"hub", "comparing", "tuning"},
     {"rlhf"},

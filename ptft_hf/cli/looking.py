@@ -1,4 +1,4 @@
-"""Verbs that train nothing and load no weights: inspect, ls, show, validate."""
+"""Verbs that train nothing and load no weights: plan, inspect, ls, show, validate."""
 
 from __future__ import annotations
 
@@ -6,8 +6,53 @@ from typing import Annotated
 
 import typer
 
-from ptft_hf.cli.options import Set, Task, app
+from ptft_hf.cli.options import Adapter, Model, Set, Task, app, keep_freed_memory
 from ptft_hf.errors import DataError
+
+
+@app.command()
+def plan(
+    model: Model,
+    task: Task,
+    adapter: Adapter,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What there is, such as 16GiB; by default what is free here.")
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Take some steps with the longest batch, and correct the forecast.")
+    ] = False,
+    gflops: Annotated[
+        float | None, typer.Option(help="Speed of the machine, 10^9 operations a second; by default measured here.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of rows, and of splits that are made.")] = 42,
+    set_: Set = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Forecast memory, time and disk of a run with these arguments, and what to change to fit. Loads no weights."""
+    import json
+
+    from ptft_hf import recipes
+
+    if recipes.saved_adapter_kind(adapter) is None:
+        recipes.load_run(task, adapter, set_ or [])  # every fault of the recipes, before torch is imported
+    from ptft_hf import planning, report
+    from ptft_hf.planning import showing
+
+    keep_freed_memory()
+    found = planning.plan(
+        model=model,
+        task=task,
+        adapter=adapter,
+        seed=seed,
+        settings=set_ or [],
+        probe=probe,
+        memory=memory,
+        gflops=gflops,
+    )
+    if as_json:
+        print(json.dumps(found.to_dict()))
+    else:
+        showing.show(report.results(), found)
 
 
 @app.command()

@@ -46,6 +46,12 @@ Model = Annotated[
     ),
 ]
 Task = Annotated[str, typer.Option(help="Task recipe: a name from `ptft ls tasks`, or a YAML file.")]
+Adapter = Annotated[
+    str,
+    typer.Option(
+        help="Adapter recipe: a name from `ptft ls adapters`, a YAML file, or the folder of an earlier adapter."
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest intact checkpoint.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in --output.")]
 

@@ -8,19 +8,24 @@ from typing import Annotated
 
 import typer
 
-from ptft_hf.cli.options import Model, Overwrite, Resume, Set, Task, app, keep_freed_memory, stoppable
+from ptft_hf.cli.options import (
+    Adapter,
+    Model,
+    Overwrite,
+    Resume,
+    Set,
+    Task,
+    app,
+    keep_freed_memory,
+    stoppable,
+)
 
 
 @app.command()
 def train(
     model: Model,
     task: Task,
-    adapter: Annotated[
-        str,
-        typer.Option(
-            help="Adapter recipe: a name from `ptft ls adapters`, a YAML file, or the folder of an earlier adapter."
-        ),
-    ],
+    adapter: Adapter,
     output: Annotated[Path, typer.Option(help="The folder that becomes the final model.")],
     seed: Annotated[int, typer.Option(help="Of initial weights, order of rows, dropout and splits.")] = 42,
     algorithm: Annotated[

@@ -27,7 +27,7 @@ def frozen_layers(model: nn.Module, probe: Sequence[Batch], again: Sequence[Batc
     Raises:
         NotExact: There are, but the activations are not to be had from a cache.
     """
-    stack = _stack(model)
+    stack = only_stack(model)
     if stack is None:
         return None
     layers = FrozenLayers(model, stack)
@@ -55,7 +55,7 @@ def frozen_layers(model: nn.Module, probe: Sequence[Batch], again: Sequence[Batc
     return layers
 
 
-def _stack(model: nn.Module) -> list[nn.Module] | None:
+def only_stack(model: nn.Module) -> list[nn.Module] | None:
     """The layers of the model's only stack."""
     stacks = stacks_of(model)
     if len(stacks) != 1:

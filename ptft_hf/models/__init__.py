@@ -25,13 +25,14 @@ from ptft_hf.models.inputs import (
 from ptft_hf.models.loading import LoadedModel, as_dtype, fingerprint, head_config, load_model
 from ptft_hf.models.nothing import (
     config_of,
+    made_from_config,
     random_model,
     takes_token_types,
     tokenizer_fingerprint,
     tokenizer_of,
 )
 from ptft_hf.models.quantizing import dequantize_into, in_dtype, quantized_layers
-from ptft_hf.models.reading import from_pretrained, located, quiet, reading, split_revision
+from ptft_hf.models.reading import auto_of, from_pretrained, located, quiet, reading, split_revision
 from ptft_hf.models.structure import (
     adapter_kind,
     count_parameters,
@@ -59,6 +60,7 @@ __all__ = [
     "add_tokens",
     "added_rows",
     "as_dtype",
+    "auto_of",
     "base_config",
     "config_of",
     "count_parameters",
@@ -79,6 +81,7 @@ __all__ = [
     "load_tokenizer",
     "located",
     "longest_input",
+    "made_from_config",
     "plain_model",
     "quantized_layers",
     "quiet",

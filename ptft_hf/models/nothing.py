@@ -96,9 +96,17 @@ def _config_of_checkpoint(reference: str, name: str, options: Mapping[str, Any])
 def random_model(
     reference: str, auto_class: str, config: Any, reader: Any, options: Mapping[str, Any]
 ) -> LoadedModel:
-    """A model with random weights, drawn from torch's global generator. It fits the ``reader``, if that is a
-    tokenizer, which learns how many positions it has. Of the ``options`` it heeds ``dtype`` and
-    ``attn_implementation``.
+    """A model with random weights, drawn from torch's global generator; see :func:`made_from_config`."""
+    model = made_from_config(reference, auto_class, config, reader, options)
+    new = frozenset(name for name, _ in model.named_parameters())
+    return LoadedModel(model, new, head_modules(model, frozenset()), fingerprint(model))
+
+
+def made_from_config(
+    reference: str, auto_class: str, config: Any, reader: Any, options: Mapping[str, Any]
+) -> Any:
+    """The model of a configuration. It fits the ``reader``, if that is a tokenizer, which learns how many positions
+    it has. Of the ``options`` it heeds ``dtype`` and ``attn_implementation``.
 
     Raises:
         ModelError: The architecture has no such head, or its sizes do not fit each other.
@@ -116,8 +124,7 @@ def random_model(
         raise ModelError(f"{error}; do the sizes under model. fit each other?") from error
     if has_words:
         reader.model_max_length = min(reader.model_max_length, _positions(model) or reader.model_max_length)
-    new = frozenset(name for name, _ in model.named_parameters())
-    return LoadedModel(model, new, head_modules(model, frozenset()), fingerprint(model))
+    return model
 
 
 def _fit_vocabulary(text: Any, tokenizer: Any) -> None:

@@ -1,0 +1,121 @@
+"""From a run's sums to the most memory that its process will hold: plain arithmetic, stage by stage.
+
+Training keeps weights ``W``, gradients ``G``, the optimizer's state ``O`` and what the backward pass needs. The
+largest batch of the first step comes before there is a state, those of later steps after it::
+
+    peak = baseline + W + max(first, O + later, G + O)
+
+and with accumulated gradients ``G`` is there from a step's second batch on. ``first`` and ``later`` are counted, not
+estimated (:mod:`ptft_hf.planning.counting`); what a count cannot see is added by :class:`Calibration`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ptft_hf.planning.counting import GRADIENTS, OPTIMIZER, WEIGHTS, Counted
+from ptft_hf.planning.sums import Sums
+
+BASELINE, CACHE, KERNELS, ALLOCATOR, LIBRARIES, TEXTS, READ, KEPT, LOADED, COMPARED = (
+    "baseline",
+    "frozen layers' activations",
+    "kernels' code",
+    "allocator",
+    "libraries' buffers",
+    "texts being written",
+    "files being read",
+    "held before",
+    "weights loaded back",
+    "logits that are compared",
+)
+"""Beside the kinds that are counted."""
+STAYING = (WEIGHTS, OPTIMIZER)
+"""Kinds that are allocated once."""
+KEPT_KERNELS = 1024
+"""Products of which oneDNN keeps the code (its default ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``)."""
+
+
+class Calibration(NamedTuple):
+    """What no count sees, fitted to measured runs (``python -m benchmarks.planning.run``).
+
+    Attributes:
+        libraries: Bytes of code and buffers that the first real step brings into memory.
+        allocator: What is lost between the pieces, as a part of what is allocated and freed in each step.
+        kernels: Bytes of code for each half-precision product of matrices, of each shape.
+    """
+
+    libraries: float
+    allocator: float
+    kernels: float
+
+
+CPU = Calibration(libraries=7e6, allocator=0.042, kernels=1.6e6)
+CUDA = Calibration(libraries=0.0, allocator=0.05, kernels=0.0)
+"""Not fitted: torch's allocator on a device counts what is allocated, in blocks of 512 bytes and more."""
+
+Stage = dict[str, int]
+
+
+def stages(sums: Sums, baseline: int, calibration: Calibration = CPU, reads: int = 0) -> dict[str, Stage]:
+    """Bytes of each term at the peak of each stage of a run, in their order.
+
+    Args:
+        sums: Of the run.
+        baseline: Of the process with its libraries, data and tokenizer, before there is a model.
+        calibration: Of the device.
+        reads: Bytes that are held of the checkpoint's files while its weights are loaded.
+    """
+    shared = {BASELINE: baseline}
+    step, freed = largest(sums)
+    training = {**shared, **step, CACHE: sums.cache}
+    training |= {
+        KERNELS: round(calibration.kernels * min(KEPT_KERNELS, sums.products)),
+        ALLOCATOR: round(calibration.allocator * sum(size for name, size in step.items() if name not in STAYING)),
+        LIBRARIES: round(calibration.libraries),
+    }
+    evaluated = {**shared, WEIGHTS: sums.weights, OPTIMIZER: sums.optimizer, CACHE: sums.cache}
+    evaluated |= _above(sums.evaluation)
+    evaluated |= {TEXTS: max(0, sums.written - (sums.evaluation.peak - sums.weights))} if sums.written else {}
+    evaluated |= {name: training[name] for name in (KERNELS, LIBRARIES)}
+    # What is freed in small pieces the allocator keeps; files are mapped into memory beside it.
+    kept = sum(training.values()) - freed
+    found = {
+        "loading": {**shared, WEIGHTS: sums.weights, READ: reads},
+        "training": training,
+        "evaluation": evaluated,
+        "best checkpoint": {KEPT: kept, READ: sums.saved} if sums.reads_best else {},
+    }
+    in_float32 = {**shared, WEIGHTS: sums.parameters, OPTIMIZER: sums.optimizer}
+    in_float32 |= _above(sums.evaluation.scaled(2 if sums.half else 1))
+    in_float32 |= {name: training[name] for name in (KERNELS, LIBRARIES)}
+    in_float32 |= {COMPARED: sums.compared}
+    before = max(kept, sum(in_float32.values()))
+    return {**found, "proof": {KEPT: before, LOADED: sums.parameters}}
+
+
+def largest(sums: Sums) -> tuple[Stage, int]:
+    """The terms of the step that takes most, see the module; and what of it goes back to the system at its end."""
+    candidates = [(_with(sums.first, 0, sums), sums.first.large)]
+    later = [one for one in (sums.later, sums.short) if one is not None]
+    candidates += [(_with(one, sums.optimizer, sums), one.large) for one in later]
+    step = {WEIGHTS: sums.weights, GRADIENTS: sums.gradients, OPTIMIZER: sums.optimizer}
+    found, large = max([*candidates, (step, sums.stepping.large)], key=lambda pair: sum(pair[0].values()))
+    return {name: size for name, size in found.items() if size}, large
+
+
+def _with(counted: Counted, optimizer: int, sums: Sums) -> Stage:
+    terms = {WEIGHTS: sums.weights, GRADIENTS: 0, OPTIMIZER: optimizer, **_above(counted)}
+    if sums.schedule.micro > 1:
+        terms[GRADIENTS] = sums.gradients
+    return terms
+
+
+def _above(counted: Counted) -> Stage:
+    """What is held beside the weights."""
+    return {kind: size for kind, size in counted.kinds.items() if kind != WEIGHTS}
+
+
+def peak(found: Mapping[str, Stage], *, proof: bool = False) -> int:
+    """Bytes of the largest stage; that of the proof, which comes when a run's peak has been taken, on demand."""
+    return max(sum(terms.values()) for name, terms in found.items() if proof or name != "proof")

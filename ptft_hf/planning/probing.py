@@ -1,0 +1,137 @@
+"""Some steps of a run, tried in a process of their own, whose peak of memory is theirs alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from ptft_hf import building, checkpoints, models, preparing, recipes, records
+from ptft_hf.errors import ModelError
+from ptft_hf.planning.batches import Batch
+from ptft_hf.planning.sums import Sums
+
+STEPS = 2
+"""Of each batch: the first finds no optimizer state and no code for its shapes, the second is timed."""
+
+
+def order(model: str, asked: preparing.Plan, adapter: Any, seed: int, sums: Sums, arguments: Any) -> dict[str, Any]:
+    """What a probe is to do, JSON values."""
+    plan = sums.schedule
+    micro = min(2, plan.micro)
+    given = {
+        **asked.given,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "train_sampling_strategy": "sequential",
+        "gradient_accumulation_steps": micro,
+        "dataloader_drop_last": False,
+        "max_steps": 2 * STEPS * (2 if sums.frozen_layers else 1),
+    }
+    for name in ("eval_steps", "save_steps", "metric_for_best_model", "greater_is_better"):
+        given.pop(name, None)
+    kept = adapter if recipes.saved_adapter_kind(adapter) is not None else asked.adapter.model_dump(mode="json")
+    return {
+        "model": model,
+        "task": asked.task.model_dump(mode="json"),
+        "adapter": str(kept) if isinstance(kept, Path) else kept,
+        "settings": {name: value for name, value in given.items() if value is not None},
+        "seed": seed,
+        "micro": micro,
+        "longest": list(plan.first.rows),
+        "typical": list(_of_like_count(plan.typical, plan.first).rows),
+    }
+
+
+def _of_like_count(batch: Batch, other: Batch) -> Batch:
+    """A batch with as many rows as another; an epoch's last one may have fewer."""
+    rows = (batch.rows * len(other.rows))[: len(other.rows)]
+    return batch._replace(rows=rows)
+
+
+def run(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry an order out.
+
+    Returns:
+        ``peak_memory_mb`` of the process; ``longest_seconds`` and ``typical_seconds`` of one batch;
+        ``filling_seconds`` and ``filled_tokens`` of frozen layers that were computed once; ``shapes`` of batches that
+        it saw.
+
+    Raises:
+        ModelError: The process failed; the end of what it said is told.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "ptft_hf.planning"],
+            input=json.dumps({**wanted, "answer": str(answer), "folder": folder}).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        if not answer.is_file():
+            tail = done.stdout.decode(errors="replace").strip()[-1000:]
+            how = f"was killed by signal {-done.returncode}" if done.returncode < 0 else "failed"
+            hint = "; it may have run out of memory, which is an answer, too" if done.returncode == -9 else ""
+            raise ModelError(f"probe: its process {how}{hint}: {tail}")
+        return checkpoints.read_json(answer)
+
+
+class StepClock(transformers.TrainerCallback):
+    """Seconds of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+def probe(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the steps, in this process; see :func:`run`."""
+    from ptft_hf.trainer import Trainer
+
+    adapter = wanted["adapter"]
+    plan = preparing.make_plan(
+        wanted["model"],
+        recipes.task_from_dict(wanted["task"]),
+        recipes.adapter_from_dict(adapter) if isinstance(adapter, Mapping) else adapter,
+        wanted["settings"],
+    )
+    folder, micro = Path(wanted["folder"]), wanted["micro"]
+    ready = preparing.prepare(plan, None, wanted["seed"])
+    arguments = preparing.training_arguments(plan, ready, folder, wanted["seed"])
+    building.choose_attention(plan, ready, arguments)
+    collator = building.training_collator(ready, arguments)
+    some: Sequence[int] = [*wanted["longest"], *wanted["typical"]]
+    longest, typical = (list(wanted[name]) * micro * STEPS for name in ("longest", "typical"))
+    whole = ready.encoded["train"]
+    ready.encoded["train"] = whole.select([*longest, *typical])
+    arguments.per_device_train_batch_size = len(wanted["longest"])
+    trainer = building.build_trainer(Trainer, plan, ready, arguments, folder)
+    trainer.data_collator = collator
+    clock = StepClock()
+    trainer.add_callback(clock)
+    with models.quiet():
+        trainer.train()
+    lengths = whole["length"]
+    filled = trainer.layers_computed_once
+    return {
+        "peak_memory_mb": records.peak_memory_mb(),
+        "longest_seconds": min(clock.seconds[-STEPS - 1 : -STEPS]) / micro,
+        "typical_seconds": clock.seconds[-1] / micro,
+        "filling_seconds": trainer.clock.before if filled else 0.0,
+        "filled_tokens": sum(lengths[row] for row in set(some)) if filled else 0,
+        "shapes": 2,
+        "steps": clock.seconds,
+    }
