@@ -490,5 +490,5 @@ def test_a_probe_corrects_the_forecast(ptft: Ptft, task_file: Path, checkpoint: 
     flags = ["--model", checkpoint("bert"), "--task", task_file, "--adapter", "full/default"]
     found = json.loads(ptft("plan", *flags, "--probe", "--json").out)
     assert found["probed"]
-    assert found["stages_mb"]["training"]["measured by the probe"] > 100
+    assert found["stages_mb"]["training"]["measured by the probe"] > 50
     assert found["counted_peak_memory_mb"] != found["peak_memory_mb"]

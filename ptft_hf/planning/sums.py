@@ -109,6 +109,7 @@ class _Run:
 
     def sums(self) -> Sums:
         trainer, counter = self.trainer, self.counter
+        trainer.lazy = trainer.can_be_lazy()
         weights, plan = counter.live, schedule(trainer)
         hooks = [layer.register_forward_hook(self._see) for layer in only_stack(self.model) or ()]
         first = self.passes(plan.first)
