@@ -30,8 +30,9 @@ RATES = (5e-4, 1e-3, 2e-3)
 """Of fine-tuning: tried with the first seed, the best one on validation is kept; for either model by itself."""
 BERT: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 BERT |= {"intermediate_size": 512, "initializer_range": 0.05}
-BERT |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-"""The size of BERT-Tiny (Turc et al. 2019)."""
+"""The size of BERT-Tiny (Turc et al. 2019). With BERT's dropout of 0.1 it learns more slowly than without (a perplexity
+of 56 against 49 on the validation book), and what it has learnt is worth more: fine-tuned, it tells 76.0 % of the
+validation sentences against 75.0 %."""
 LLAMA: dict[str, Any] = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3}
 LLAMA |= {"intermediate_size": 768, "num_key_value_heads": 3}
 LLAMA |= {"tie_word_embeddings": True, "max_position_embeddings": 256}
@@ -41,14 +42,16 @@ TEXTS = ("She opened the door and", "“I do not know,” said", "It was late in
 MASKS = ("She opened the [MASK] and looked out.", "He took her [MASK] in his own.")
 OPTIMIZER: dict[str, dict[str, Any]] = {
     "short": {
-        "max_steps": 5000,
+        "max_steps": 4500,
         "learning_rate": 2e-3,
+        "weight_decay": 0.1,
         "adam_beta2": 0.98,
         "per_device_train_batch_size": 128,
     },
     "masked": {
-        "max_steps": 2000,
+        "max_steps": 1500,
         "learning_rate": 1e-3,
+        "weight_decay": 0.1,
         "adam_beta2": 0.98,
         "per_device_train_batch_size": 64,
     },
