@@ -193,6 +193,12 @@ def test_without_bitsandbytes_the_extra_is_named(
         loaded(checkpoint("bert"), "lora/qlora_nf4")
 
 
+def test_a_gguf_file_is_not_quantized_anew() -> None:
+    given = {"load_in_4bit": True}
+    with pytest.raises(ModelError, match=r"a GGUF file \(m.gguf\) is unpacked while it is read"):
+        models.load_model("x", "AutoModelForCausalLM", config={}, quantization=given, gguf_file="m.gguf")
+
+
 def test_pissa_on_a_quantized_base_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ptft_hf.errors.AdapterError, match="PEFT cannot put LORA on"):
         run(checkpoint("bert"), "lora/qlora_nf4", tmp_path / "run", **{"adapter.init_lora_weights": "pissa"})

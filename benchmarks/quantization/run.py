@@ -26,7 +26,7 @@ import datasets
 import torch
 import transformers
 
-from ptft_hf import preparing, recipes, training
+from ptft_hf import models, preparing, recipes, training
 
 HERE = Path(__file__).parent
 METHODS = {"fp32 base": "lora/r16_all_linear", "NF4 base": "lora/qlora_nf4"}
@@ -53,13 +53,19 @@ def rows_of(split: str, count: int) -> datasets.Dataset:
     return datasets.Dataset.from_list([json.loads(line) for line in path.read_text("utf-8").splitlines()[:count]])
 
 
+def plain_checkpoint(folder: Path) -> None:
+    """SmolLM2 as a checkpoint in float32: what a GGUF file holds cannot be quantized anew while it is read."""
+    models.load_model(MODEL, "AutoModelForCausalLM", config={}, gguf_file=GGUF).model.save_pretrained(folder)
+    models.load_tokenizer(MODEL, gguf_file=GGUF).save_pretrained(folder)
+
+
 def one(name: str, steps: int) -> dict[str, Any]:
     """A run: losses by step, evaluations, gradients, memory."""
     recipe = recipes.task_from_dict(
         {
             "name": "instructions",
             "family": "instruction",
-            "model": {"gguf_file": GGUF, "max_length": LENGTH},
+            "model": {"max_length": LENGTH},
         }
     )
     settings = {
@@ -78,8 +84,9 @@ def one(name: str, steps: int) -> dict[str, Any]:
         {"train": rows_of("train", 850), "validation": rows_of("test", 50), "test": rows_of("test", 50)}
     )
     gradients = Gradients()
-    with tempfile.TemporaryDirectory() as folder:
-        plan = preparing.make_plan(MODEL, recipe, METHODS[name], settings)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as base:
+        plain_checkpoint(Path(base))
+        plan = preparing.make_plan(base, recipe, METHODS[name], settings)
         ready = preparing.prepare(plan, data, 0)
         arguments = preparing.training_arguments(plan, ready, Path(folder), 0)
         run = training.run(

@@ -60,6 +60,12 @@ def load_model(
         ModelError: The checkpoint cannot be found or read, lacks weights of the trunk, or its architecture has
             no head of this kind.
     """
+    if quantization and "gguf_file" in options:
+        raise ModelError(
+            f"{reference}: quantization: a GGUF file ({options['gguf_file']}) is unpacked while it is read and cannot "
+            "be quantized anew; train on it without quantization, or save it as a checkpoint first "
+            "(AutoModel...from_pretrained(..., gguf_file=...), then save_pretrained)"
+        )
     if isinstance(config, Mapping):
         config = from_pretrained("AutoConfig", reference, options, **config)
     auto = auto_of(auto_class, reference, config, options)
