@@ -62,8 +62,8 @@ def load_model(
     """
     if quantization and "gguf_file" in options:
         raise ModelError(
-            f"{reference}: quantization: a GGUF file ({options['gguf_file']}) is unpacked while it is read and cannot "
-            "be quantized anew; train on it without quantization, or save it as a checkpoint first "
+            f"{reference}: quantization: a GGUF file ({options['gguf_file']}) is unpacked while it is read and "
+            "cannot be quantized anew; train on it without quantization, or save it as a checkpoint first "
             "(AutoModel...from_pretrained(..., gguf_file=...), then save_pretrained)"
         )
     if isinstance(config, Mapping):
