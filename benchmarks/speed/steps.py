@@ -78,6 +78,16 @@ def by_ours(
     }
 
 
+def padded(ids: list[list[int]], labels: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
+    """A batch ``[B, T]``, padded on the right to its longest row."""
+    width = max(map(len, ids))
+    return {
+        "input_ids": torch.tensor([[*row, *[pad] * (width - len(row))] for row in ids]),
+        "labels": torch.tensor([[*row, *[-100] * (width - len(row))] for row in labels]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids]),
+    }
+
+
 def figures(losses: list[float], seconds: float) -> dict[str, Any]:
     """The first losses are equal if the batches are the same."""
     return {"seconds": seconds, "first_loss": losses[0], "loss": sum(losses[-5:]) / len(losses[-5:])}

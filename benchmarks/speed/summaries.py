@@ -82,12 +82,7 @@ def loop(args: argparse.Namespace) -> dict[str, Any]:
     trained = [[-100, *row["labels"]] for row in encoded]
 
     def batch(rows: list[int]) -> dict[str, Any]:
-        width = max(len(whole[i]) for i in rows)
-        return {
-            "input_ids": torch.tensor([[*whole[i], *[pad] * (width - len(whole[i]))] for i in rows]),
-            "labels": torch.tensor([[*trained[i], *[-100] * (width - len(trained[i]))] for i in rows]),
-            "attention_mask": torch.tensor([[1] * len(whole[i]) + [0] * (width - len(whole[i])) for i in rows]),
-        }
+        return steps.padded([whole[i] for i in rows], [trained[i] for i in rows], pad)
 
     found = steps.by_hand(model, map(batch, batches), len(batches), LEARNING_RATE)
     return {**found, "tokens": steps.tokens_of(encoded)}
