@@ -280,3 +280,22 @@ def test_serve_prints_its_link_once_and_ends_at_ctrl_c(ptft: Ptft, tmp_path: Pat
     assert done.code == 130
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\?token=[A-Za-z0-9_-]{43}\n", done.out)
     assert "everything judged is kept" in done.err
+
+
+def test_serving_leaves_other_peoples_logging_alone(
+    ptft: Ptft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import logging
+
+    import uvicorn
+
+    closed: list[bool] = []
+
+    class Handler(logging.NullHandler):
+        def close(self) -> None:
+            closed.append(True)
+
+    handler = Handler()
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+    assert ptft("feedback", "serve", collection(tmp_path / "f.sqlite", 2), "--port", 0).code == 0
+    assert not closed and handler is not None

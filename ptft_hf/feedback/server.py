@@ -291,8 +291,10 @@ def serve(
                 report.say(f"- {host} can be reached from other machines, and nothing is encrypted", style="yellow")
             print(f"http://{place}:{server.getsockname()[1]}/?token={token}", flush=True)
             report.say("- open this link; Ctrl-C ends the server, and whatever was judged is kept")
-            app, quiet = make_app(store, policy, token), {"log_level": "warning", "access_log": False}
-            uvicorn.Server(uvicorn.Config(app, lifespan="off", server_header=False, **quiet)).run(sockets=[server])
+            # uvicorn's own configuration of logging would close everybody else's handlers.
+            quiet: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False}
+            config = uvicorn.Config(make_app(store, policy, token), lifespan="off", server_header=False, **quiet)
+            uvicorn.Server(config).run(sockets=[server])
 
 
 def address_faults(port: int, token: str) -> list[str]:
