@@ -108,7 +108,7 @@ def test_a_run_uses_it_and_learns_the_same(bf16: bool, tmp_path: Path, monkeypat
     original = Trainer.can_be_lazy
     monkeypatch.setattr(Trainer, "can_be_lazy", lambda self: found.append(original(self)) or found[-1])
     lazy = run(base, "full/default", tmp_path / "lazy", bf16=bf16)
-    assert found == [True]
+    assert found and all(found)  # by the forecast, too
     monkeypatch.setattr(Trainer, "can_be_lazy", lambda self: False)
     usual = run(base, "full/default", tmp_path / "usual", bf16=bf16)
     for name, value in weights(usual.model).items():
