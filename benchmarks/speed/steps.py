@@ -7,12 +7,13 @@ linear decay, gradients clipped at 1.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,16 @@ def figures(losses: list[float], seconds: float) -> dict[str, Any]:
 
 def tokens_of(encoded: Any) -> int:
     return sum(encoded["length"][:])
+
+
+def ran_one(args: Any, contestants: Mapping[str, Callable[[Any], dict[str, Any]]]) -> bool:
+    """Whether this process is that of one contestant (``--one``), whose line it has then printed."""
+    if not args.one:
+        return False
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the one line
+        result = contestants[args.one](args)
+    print(json.dumps(result), flush=True)
+    return True
 
 
 def run_once(name: str, seed: int) -> dict[str, Any]:

@@ -14,10 +14,8 @@ like length. Both write greedily in float32, and must write the same.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -158,10 +156,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "summaries.json")
     parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the one line
-            result = CONTESTANTS[args.one](args)
-        print(json.dumps(result), flush=True)
+    if steps.ran_one(args, CONTESTANTS):
         return
     runs = [
         steps.run_once(name, args.seed + repeat)

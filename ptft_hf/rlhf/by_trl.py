@@ -19,7 +19,7 @@ from ptft_hf.atomic import AtomicCheckpoints
 from ptft_hf.callbacks import MetricsLog, Progress
 from ptft_hf.errors import DataError, ModelError, RecipeError
 from ptft_hf.models import adapter_kind, plain_model
-from ptft_hf.recipes.algorithms import Settings, load_algorithm
+from ptft_hf.recipes.algorithms import Settings, load_algorithm, option_names
 from ptft_hf.recipes.algorithms import said as said_of
 from ptft_hf.rlhf import rewards, roles, saving
 from ptft_hf.tasks import conversations
@@ -149,7 +149,7 @@ class Run:
             splits = Prompts(recipe).load_splits(source, self.seed)  # type: ignore[arg-type]
             if not isinstance(splits.train[0]["prompt"], str) and not self.tokenizer.chat_template:
                 raise DataError(f"{recipe.name}: conversations, and the tokenizer has no chat template")
-            rows = {n: getattr(splits, n).select_columns("prompt") for n in ("train", "validation", "test")}
+            rows = {n: self._prompts(n, splits) for n in ("train", "validation", "test")}
         else:
             family = tasks.build(recipe)
             splits = tasks.load_splits(family, source, recipe, self.seed)
@@ -158,6 +158,19 @@ class Run:
             rows = {n: self._pairs(getattr(splits, n)) for n in ("train", "validation", "test")}
         prints = {name: data.fingerprint(getattr(splits, name)) for name in rows}
         return rows, prints, [*splits.notes]
+
+    def _prompts(self, split: str, splits: data.Splits) -> Any:
+        """``prompt``; those longer than the recipe's ``max_length`` are left out, as PPO leaves them out."""
+        table, limit = getattr(splits, split).select_columns("prompt"), self.given.task.model.get("max_length")
+        if limit is None:
+            return table
+        kept = table.filter(lambda row: len(self._ids(row["prompt"])) <= limit)
+        if not len(kept):
+            raise DataError(f"{split}: none of {len(table):,} prompts has at most {limit} tokens (model.max_length)")
+        if len(kept) < len(table):
+            longer = f"{len(table) - len(kept):,} of {len(table):,} prompts are longer than {limit} tokens"
+            splits.notes.append(f"{split}: {longer} and are left out")
+        return kept
 
     def _pairs(self, table: Any) -> Any:
         """``prompt``, ``chosen`` and ``rejected``: messages where the tokenizer has a chat template, else texts."""
@@ -219,6 +232,9 @@ class Run:
             "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
             "learning_rate": adapters.build(self.given.adapter, self.earlier).learning_rate,
         }
+        limit = self.given.task.model.get("max_length")
+        if limit is not None and "max_length" in option_names(self.given.algorithm):
+            defaults["max_length"] = limit
         try:
             with models.quiet():
                 return kind(output_dir=str(self.folder / "checkpoints"), seed=self.seed, **{**defaults, **checked})
@@ -239,7 +255,7 @@ class Run:
         asked = [text(prompt, True) for prompt in prompts]
         answers = [text(answer, False) for answer in completions]
         rollouts: Any = None  # of classifiers and functions, which read texts
-        return self.rewards(rewards.Answered(asked, answers, rollouts))
+        return self.rewards(rewards.Answered(asked, answers, rollouts, list(prompts)))
 
     # ---- the run ----
 

@@ -92,7 +92,8 @@ def evaluate_policy(
     other, _, _ = _side(str(against), recipe, config, splits.test, prompts, seed, one.made)
     kl = (one.logprobs - other.logprobs).sum(1)
     build = rewards.build([judge], lambda _: None, config.local_rollout_forward_batch_size, "--judge")
-    scores = [np.array(build(Answered([p.text for p in asked], side.texts, side.made))) for side in (one, other)]
+    texts, sources = [p.text for p in asked], [p.source for p in asked]
+    scores = [np.array(build(Answered(texts, side.texts, side.made, sources))) for side in (one, other)]
     record = {
         "ptft_hf": importlib.metadata.version("ptft-hf"),
         "stage": "evaluation",
