@@ -151,7 +151,7 @@ def test_marks_in_a_text_are_text() -> None:
         (CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>'"), "generation prompt"),
         (CHATML.replace("message['content']", "message['content'] + messages[-1]['role']"), "anew when others"),
         (CHATML.replace(" + '<|im_end|>' + ", " + "), "no mark behind the assistant's turn"),
-        ("{{ raise_exception('alternate!') }}", "refuses turns of user, assistant"),
+        ("{{ raise_exception('alternate!') }}", "refuses the roles user, assistant"),
     ],
 )
 def test_templates_that_do_not_tell_the_turns_are_refused(template: str, said: str) -> None:

@@ -23,6 +23,7 @@ from ptft_hf.recipes.algorithms import Settings, load_algorithm, option_names
 from ptft_hf.recipes.algorithms import said as said_of
 from ptft_hf.rlhf import rewards, roles, saving
 from ptft_hf.tasks import conversations
+from ptft_hf.tasks.prompting import render
 from ptft_hf.tasks.prompts import Prompts
 
 PROBE = 8
@@ -249,7 +250,7 @@ class Run:
             if isinstance(value, str):
                 return value
             if prompt:
-                return str(self.tokenizer.apply_chat_template(value, tokenize=False, add_generation_prompt=True))
+                return render(self.tokenizer, value, True)
             return "".join(turn["content"] for turn in value)
 
         asked = [text(prompt, True) for prompt in prompts]
@@ -382,8 +383,7 @@ class Run:
     def _ids(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str):
             return list(self.tokenizer(prompt or "a")["input_ids"])
-        text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(render(self.tokenizer, prompt, True), add_special_tokens=False)["input_ids"])
 
 
 def _rewards(given: Any) -> rewards.WeightedSum:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ptft_hf.errors import DataError, ModelError
 from ptft_hf.tasks.inputs import check_text
-from ptft_hf.tasks.prompting import end_of_turn, is_encoder, without_marks
+from ptft_hf.tasks.prompting import end_of_turn, is_encoder, render, without_marks
 
 Turns = list[dict[str, str]]
 
@@ -182,11 +182,7 @@ def _up_to_end(ids: list[int], reading: Reading) -> list[int]:
 
 def _rendered(tokenizer: Any, turns: Turns) -> str:
     plain = [{**turn, "content": without_marks(tokenizer, turn["content"])} for turn in turns]
-    try:
-        return str(tokenizer.apply_chat_template(plain, tokenize=False))
-    except Exception as error:  # a template is a program of the checkpoint's
-        roles = ", ".join(turn["role"] for turn in turns)
-        raise DataError(f"the tokenizer's chat template refuses the roles {roles}: {error}") from error
+    return render(tokenizer, plain, error=DataError)
 
 
 def _texts(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ptft_hf.errors import ModelError, RecipeError
+from ptft_hf.errors import ModelError, PtftError, RecipeError
 from ptft_hf.recipes.summarization import DOCUMENT
 
 PROMPTS = {
@@ -66,6 +66,25 @@ def marks_of(tokenizer: Any) -> set[int]:
     ``<|eot_id|>``)."""
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
+
+
+def render(
+    tokenizer: Any,
+    turns: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool = False,
+    error: type[PtftError] = ModelError,
+) -> str:
+    """The chat template's text.
+
+    Raises:
+        error: The template, a program of the checkpoint's, fails on these turns.
+    """
+    options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+    try:
+        return str(tokenizer.apply_chat_template(list(turns), **options))
+    except Exception as problem:
+        roles = ", ".join(str(turn.get("role")) for turn in turns)
+        raise error(f"the tokenizer's chat template refuses the roles {roles}: {problem}") from problem
 
 
 def beginning(tokenizer: Any, text: str) -> list[int]:

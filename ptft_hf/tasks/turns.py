@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ptft_hf.errors import ModelError
-from ptft_hf.tasks.prompting import beginning, marks_of, without_marks
+from ptft_hf.tasks.prompting import beginning, marks_of, render, without_marks
 
 
 class Marked(NamedTuple):
@@ -92,23 +92,6 @@ def _by_template(tokenizer: Any, turns: list[dict[str, Any]], begin: int) -> Mar
     for i in range(1, len(ids)):
         trained[i] |= trained[i - 1] and ids[i] in marks and ids[i - 1] not in marks
     return Marked(ids, [one and i >= skipped for i, one in enumerate(trained)])
-
-
-def render(tokenizer: Any, turns: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> str:
-    """The template's text.
-
-    Raises:
-        ModelError: The template, a program of the checkpoint's, fails on these turns.
-    """
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
-    except Exception as error:
-        roles = ", ".join(str(turn.get("role")) for turn in turns)
-        raise ModelError(f"the tokenizer's chat template refuses turns of {roles}: {error}") from error
 
 
 def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
