@@ -151,9 +151,9 @@ def summary(record: Mapping[str, Any]) -> str:
     verdict = "is preferred" if low > 0.5 else "is not preferred" if high < 0.5 else "cannot be told from the other"
     return (
         f"win rate {found['win_rate']:.3f} ({low:.3f} to {high:.3f}) on {record['prompts']:,} held-out prompts, by "
-        f"{record['judge']}: the policy {verdict}; mean score {found['against']['score']:.3f} -> "
-        f"{found['policy']['score']:.3f}, KL {found['kl']:.2f} nats an answer, length "
-        f"{found['against']['length']:.1f} -> {found['policy']['length']:.1f} tokens"
+        f"{record['judge']}: the policy {verdict}; mean score from {found['against']['score']:.3f} to "
+        f"{found['policy']['score']:.3f}, KL {found['kl']:.2f} nats an answer, length from "
+        f"{found['against']['length']:.1f} to {found['policy']['length']:.1f} tokens"
     )
 
 
