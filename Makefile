@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-demo.txt
 
 # The tests cover the extras, too; the demo does without them.
 $(VENV)/.extras: $(VENV)/.installed
-	$(PIP) install -c constraints.txt -e '.[dev,quant,onnx,tune,gguf,feedback]'
+	$(PIP) install -c constraints.txt -e '.[dev,quant,onnx,tune,gguf,feedback,ray]'
 	touch $@
 
 demo: install

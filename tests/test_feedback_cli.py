@@ -282,6 +282,7 @@ def test_serve_prints_its_link_once_and_ends_at_ctrl_c(ptft: Ptft, tmp_path: Pat
     assert "everything judged is kept" in done.err
 
 
+@needs_server
 def test_serving_leaves_other_peoples_logging_alone(
     ptft: Ptft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

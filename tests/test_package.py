@@ -137,6 +137,7 @@ LAYERS = [
     {"hub", "comparing", "tuning"},
     {"rlhf"},
     {"feedback"},
+    {"pipeline"},
     {"cli"},
     {"__main__"},
 ]

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ptft_hf.errors import OutputError, RecipeError
+from ptft_hf import feedback
+from ptft_hf import pipeline as stages
+from ptft_hf.errors import DataError, OutputError, RecipeError
+from ptft_hf.feedback import judging
+from ptft_hf.pipeline import run_pipeline
 from ptft_hf.recipes.pipeline import load_pipeline
-from ptft_hf.rlhf import pipeline as stages
-from ptft_hf.rlhf.pipeline import run_pipeline
+from ptft_hf.rlhf.reward import train_reward
+from ptft_hf.rlhf.sft import train_sft
 from tests.test_instruction import TALK, checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -107,16 +113,16 @@ def test_a_stage_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
             run_pipeline(pipeline, output)
     assert not (output / "sft" / "run.json").exists() and list((output / "sft" / "checkpoints").iterdir())
     seen: list[dict[str, bool]] = []
-    original = training.train
+    original = stages.train_sft
     monkeypatch.setattr(
-        stages.training,
-        "train",
+        stages,
+        "train_sft",
         lambda **given: seen.append({n: given[n] for n in ("resume", "overwrite")}) or original(**given),
     )
     monkeypatch.setattr(stages.Stages, "ppo", stop)
     with pytest.raises(KeyboardInterrupt):
         run_pipeline(pipeline, output)
-    assert seen == [{"resume": True, "overwrite": False}, {"resume": False, "overwrite": False}]
+    assert seen == [{"resume": True, "overwrite": False}]
 
 
 def test_all_faults_of_a_pipeline_are_told_together(tmp_path: Path) -> None:
@@ -156,3 +162,85 @@ def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
         run_pipeline(written(tmp_path, files(tmp_path)), tmp_path / "out")
     with pytest.raises(RecipeError, match="there is no such file"):
         load_pipeline(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags", "said"),
+    [
+        ("sft", ["--model", "m", "--task", "nothing", "--adapter", "full/default"], "nothing"),
+        ("ppo", ["--policy", "p", "--reward", "r", "--task", "nothing"], "nothing"),
+    ],
+)
+def test_a_stage_is_a_module_for_launchers(stage: str, flags: list[str], said: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", f"ptft_hf.rlhf.{stage}", *flags, "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_a_stage_takes_recipes_of_its_family_alone(stage: str, tmp_path: Path) -> None:
+    train: Any = {"sft": train_sft, "reward": train_reward}[stage]
+    with pytest.raises(RecipeError, match=r"family prompts; (instruction|preference) is needed here"):
+        train(model="m", task="prompts/tldr", adapter="full/default", output_dir=tmp_path / "out")
+
+
+# ---- people's judgements ----
+
+
+def judged(database: Path, count: int, verdict: str = "left") -> None:
+    """Somebody sits down before the page."""
+    with feedback.Store(database) as store:
+        for _ in range(count):
+            shown = judging.assign(store, "ada", feedback.Policy("random", 0.0, 2))
+            assert shown is not None
+            judging.judge(store, shown.assignment, verdict)
+
+
+def test_the_reward_model_learns_what_people_prefer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values, output = files(tmp_path), tmp_path / "out"
+    del values["evaluation"]
+    values["feedback"] = {"task": "prompts.yaml", "prompts": 10}
+    pipeline, database = written(tmp_path, values), output / "feedback" / "answers.sqlite"
+    with pytest.raises(DataError, match=r"0 of \d+ pairs are judged; `ptft feedback serve .*answers.sqlite` shows"):
+        run_pipeline(pipeline, output)
+    with feedback.Store(database) as store:
+        pairs, answers = store.counts()["pairs"], store.answered()
+    assert pairs >= 8 and not (output / "reward").exists()
+    judged(database, pairs - 1)
+    with pytest.raises(DataError, match=f"{pairs - 1} of {pairs} pairs are judged"):
+        run_pipeline(pipeline, output)
+    judged(database, 1)
+    found = run_pipeline(pipeline, output)
+    assert found["feedback"]["judged"] == found["feedback"]["exported"]["rows"] == pairs
+    with feedback.Store(database) as store:
+        assert store.answered() == answers  # none was drawn twice
+    rows = sum(found["reward"]["data"][split]["rows"] for split in ("train", "validation", "test"))
+    assert rows == pairs
+    assert f"{pairs} of {pairs} pairs of answers were judged" in (output / "report.md").read_text("utf-8")
+
+    capsys.readouterr()
+    run_pipeline(pipeline, output)
+    assert capsys.readouterr().err.count("finished, and nothing that it builds on has changed") == 4
+
+    # What is said later counts: the reward model, and what builds on it, learn anew.
+    with feedback.Store(database) as store:
+        again = judging.assign(store, "bob", feedback.Policy("random", 1.0, 2))
+        assert again is not None
+        judging.judge(store, again.assignment, "both_bad")
+    run_pipeline(pipeline, output)
+    assert capsys.readouterr().err.count("finished, and nothing that it builds on has changed") == 1
+
+    # Other prompts: other answers; what was said of those before is kept.
+    values["feedback"] = {"task": "prompts.yaml", "prompts": 5, "judged": 1}
+    with pytest.raises(DataError, match="0 of 1 pairs are judged"):
+        run_pipeline(written(tmp_path, values), output)
+    with feedback.Store(database.with_stem("answers-1")) as store:
+        assert len(store.judgements()) == pairs + 1
+
+
+def test_feedback_needs_a_reward_model(tmp_path: Path) -> None:
+    values = {**files(tmp_path), "feedback": {"task": "prompts.yaml"}}
+    values["ppo"]["reward"] = ["tests.test_pipeline:judge"]
+    del values["reward"]
+    with pytest.raises(RecipeError, match="nothing else learns from what people prefer"):
+        load_pipeline(written(tmp_path, values))

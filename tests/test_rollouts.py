@@ -93,8 +93,7 @@ def test_sampling_follows_the_distribution_and_never_takes_what_cannot_be() -> N
 
 def test_a_batch_stops_when_all_have_ended(model: Any) -> None:
     calls: list[int] = []
-    trunk = model.base_model
-    hook = trunk.register_forward_pre_hook(
+    hook = model.register_forward_pre_hook(
         lambda _, __, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     try:
@@ -105,7 +104,7 @@ def test_a_batch_stops_when_all_have_ended(model: Any) -> None:
     assert calls == [6, *[1] * (longest - 1)]  # the prompts once, then one token at a time
     calls.clear()
     short = [i for i, answer in enumerate(answers) if len(answer) < 12]
-    hook = trunk.register_forward_pre_hook(
+    hook = model.register_forward_pre_hook(
         lambda _, __, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     try:
@@ -117,7 +116,7 @@ def test_a_batch_stops_when_all_have_ended(model: Any) -> None:
 
 def test_prompts_of_like_length_run_together(model: Any) -> None:
     widths: list[int] = []
-    hook = model.base_model.register_forward_pre_hook(
+    hook = model.register_forward_pre_hook(
         lambda _, __, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     try:

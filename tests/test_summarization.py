@@ -17,7 +17,7 @@ from ptft_hf import recipes
 from ptft_hf.data import aclsum_summaries, scitldr
 from ptft_hf.errors import DataError, ModelError, RecipeError
 from ptft_hf.inspecting import rows_of, segments_of
-from ptft_hf.models import caching
+from ptft_hf.models import caching, decoding
 from ptft_hf.recipes import SummarizationRecipe
 from ptft_hf.recipes.upstream import generation_names
 from ptft_hf.tasks import figures, generation, rouge
@@ -345,7 +345,8 @@ def plainly_greedy(model: Any, ids: list[int], ends: list[int], start: int | Non
 def test_in_batches_it_writes_what_it_writes_alone(
     name: str, writer: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(generation, "READ_AT_ONCE", 2)
+    monkeypatch.setattr(decoding, "READ_AT_ONCE", 2)
+    monkeypatch.setattr(decoding, "CACHE_BYTES", 0)  # batches of the size that is asked for
     monkeypatch.setattr(caching, "STEPS", 3)
     task, model, tokenizer = task_for(writer(name))
     encoded = encoded_rows(task, tokenizer, [{"document": r["document"]} for r in reviews(7, longest=25)])
@@ -365,8 +366,7 @@ def test_in_batches_it_writes_what_it_writes_alone(
         assert [ended for _, ended in found] == [len(ids) < 8 for ids in expected]
 
 
-def test_beams_give_the_same_in_batches(writer: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(generation, "READ_AT_ONCE", 2)
+def test_beams_give_the_same_in_batches(writer: Callable[[str], Path]):
     for name in ("t5", "llama"):
         task, model, tokenizer = task_for(writer(name), generation={"max_new_tokens": 6, "num_beams": 3})
         rows = encoded_rows(task, tokenizer, [{"document": r["document"]} for r in reviews(5, longest=20)])

@@ -7,8 +7,8 @@ nothing else should use the machine. Writes summaries.json beside this file.
 
 ``loop`` and ``ours``: see ``steps.py``. Both see the same tokens, so that tokens per second compare.
 
-``usual``: the usual evaluation loop, batches of 8 in the order of the rows. ``sorted``: ours, batches of 32 rows of
-like length. Both write greedily in float32, and must write the same.
+``usual``: the usual evaluation loop, batches of 8 in the order of the rows. ``sorted``: ours, batches of rows of like
+length. Both write greedily in float32, and must write the same.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200, help="training rows")
     parser.add_argument("--test-rows", type=int, default=100, help="rows to summarize")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--generate-batch-size", type=int, default=32, help="of ours")
+    parser.add_argument(
+        "--generate-batch-size", type=int, default=32, help="of ours, which writes more rows at once on a CPU"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -154,20 +156,25 @@ def main() -> None:
         "--gguf-file", default="SmolLM2-135M-Instruct.Q4_1.gguf", help="'' if --model is a plain checkpoint"
     )
     parser.add_argument("--output", type=Path, default=HERE / "summaries.json")
+    parser.add_argument(
+        "--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="keep the file's runs of the others"
+    )
     parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if steps.ran_one(args, CONTESTANTS):
         return
-    runs = [
+    known = json.loads(args.output.read_text("utf-8"))["runs"] if args.output.exists() else []
+    runs = [run for run in known if run["contestant"] not in args.only]
+    runs += [
         steps.run_once(name, args.seed + repeat)
         for repeat in range(args.repeats)
-        for name in CONTESTANTS
+        for name in args.only
     ]
     summary = summary_of(runs)
     for name, ratio in summary["ratios"].items():
         print(f"ours against {name}: {ratio:.2f} times as fast (aim: {TARGETS[name]})")
     print(f"the same summaries: {summary['same_texts']}")
-    flags = {name: str(value) for name, value in vars(args).items() if name not in ("one", "output")}
+    flags = {name: str(value) for name, value in vars(args).items() if name not in ("one", "output", "only")}
     args.output.write_text(
         json.dumps({"settings": flags, "threads": torch.get_num_threads(), **summary, "runs": runs}, indent=1) + "\n",
         encoding="utf-8",

@@ -176,7 +176,7 @@ def rlhf(
     from ptft_hf.recipes.pipeline import load_pipeline
 
     recipe = load_pipeline(pipeline)
-    from ptft_hf.rlhf.pipeline import run_pipeline
+    from ptft_hf.pipeline import run_pipeline
 
     keep_freed_memory()
     with stoppable("the same command goes on where it was"):
@@ -212,7 +212,7 @@ def compare(
     reference: Annotated[
         str | None, typer.Option(help="Compare with this adapter alone, not all with all.")
     ] = None,
-    executor: Annotated[str, typer.Option(help="Where cells run: local.")] = "local",
+    executor: Annotated[str, typer.Option(help="Where cells run: local, or ray for many machines.")] = "local",
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
     keep_weights: Annotated[

@@ -167,7 +167,14 @@ def run_locally(jobs: Sequence[Job], at_a_time: int) -> Iterator[Job]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-EXECUTORS: dict[str, Executor] = {"local": run_locally}
+def run_by_ray(jobs: Sequence[Job], at_a_time: int) -> Iterator[Job]:
+    """See :func:`ptft_hf.comparing.by_ray.run_by_ray`."""
+    from ptft_hf.comparing import by_ray
+
+    return by_ray.run_by_ray(jobs, at_a_time)
+
+
+EXECUTORS: dict[str, Executor] = {"local": run_locally, "ray": run_by_ray}
 
 
 def run_process(job: Job, stop: threading.Event) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ptft_hf.feedback.choosing import Policy
     from ptft_hf.feedback.files import export_preferences, import_pairs
-    from ptft_hf.feedback.generating import generate
+    from ptft_hf.feedback.generating import check_task, generate
     from ptft_hf.feedback.scoring import score
     from ptft_hf.feedback.server import serve
     from ptft_hf.feedback.statistics import statistics_of
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Policy": "choosing",
     "Store": "store",
+    "check_task": "generating",
     "export_preferences": "files",
     "generate": "generating",
     "import_pairs": "files",
@@ -38,7 +39,17 @@ _HOME = {
     "serve": "server",
     "statistics_of": "statistics",
 }
-__all__ = ["Policy", "Store", "export_preferences", "generate", "import_pairs", "score", "serve", "statistics_of"]
+__all__ = [
+    "Policy",
+    "Store",
+    "check_task",
+    "export_preferences",
+    "generate",
+    "import_pairs",
+    "score",
+    "serve",
+    "statistics_of",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from ptft_hf.recipes.corpora import Cleaning, TokenizerRecipe
 from ptft_hf.recipes.documents import Key, shown
 from ptft_hf.recipes.faults import Fault, list_of
 from ptft_hf.recipes.models import DataSource, _Strict, keys_of
-from ptft_hf.recipes.pipeline_stages import EvaluationStage, PPOStage, Stage
+from ptft_hf.recipes.pipeline_stages import EvaluationStage, FeedbackStage, PPOStage, Stage
 
 _EXPECTED = {
     "string_type": "text",
@@ -37,6 +37,7 @@ _INNER: dict[str, type[BaseModel]] = {
     "cleaning": Cleaning,
     "tokenizer": TokenizerRecipe,
     "sft": Stage,
+    "feedback": FeedbackStage,
     "reward": Stage,
     "ppo": PPOStage,
     "evaluation": EvaluationStage,

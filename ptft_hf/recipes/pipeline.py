@@ -14,10 +14,10 @@ from ptft_hf.recipes.documents import read
 from ptft_hf.recipes.explaining import explain
 from ptft_hf.recipes.faults import Fault
 from ptft_hf.recipes.models import _Strict
-from ptft_hf.recipes.pipeline_stages import EvaluationStage, PPOStage, Stage
+from ptft_hf.recipes.pipeline_stages import EvaluationStage, FeedbackStage, PPOStage, Stage
 from ptft_hf.recipes.ppo import load_ppo
 
-_S = TypeVar("_S", Stage, PPOStage, EvaluationStage)
+_S = TypeVar("_S", Stage, FeedbackStage, PPOStage, EvaluationStage)
 
 
 class PipelineRecipe(_Strict):
@@ -33,6 +33,8 @@ class PipelineRecipe(_Strict):
     """Of every stage."""
     sft: Stage | None = None
     """Supervised fine-tuning; None starts PPO from the checkpoint itself."""
+    feedback: FeedbackStage | None = None
+    """People's judgements, from which ``reward`` then learns instead of its recipe's data."""
     reward: Stage | None = None
     """The reward model; None needs ``ppo.reward``."""
     ppo: PPOStage
@@ -45,6 +47,8 @@ class PipelineRecipe(_Strict):
         given = ppo.get("reward") if isinstance(ppo, dict) else getattr(ppo, "reward", None)
         if values.get("reward") is None and not given:
             yield ("reward",), "is missing: say how a reward model is trained, or name rewards under ppo.reward"
+        elif values.get("reward") is None and values.get("feedback") is not None:
+            yield ("reward",), "is missing: nothing else learns from what people prefer (feedback)"
 
 
 def load_pipeline(file: str | Path) -> PipelineRecipe:
@@ -97,7 +101,7 @@ def _beside(pipeline: PipelineRecipe, folder: Path) -> PipelineRecipe:
             changed["judge"] = reward(str(judge))
         return given.model_copy(update=changed)
 
-    stages = {name: getattr(pipeline, name) for name in ("sft", "reward", "ppo", "evaluation")}
+    stages = {name: getattr(pipeline, name) for name in ("sft", "feedback", "reward", "ppo", "evaluation")}
     changed = {name: stage(one) for name, one in stages.items() if one is not None}
     return pipeline.model_copy(update={"model": found(pipeline.model), **changed})
 
@@ -114,8 +118,9 @@ def _recipe_faults(pipeline: PipelineRecipe) -> Iterator[tuple[str, str]]:
                 yield name, f"{task.name}: is a recipe of the family {task.family}; this stage needs {family}"
         except RecipeError as error:
             yield from ((name, problem) for problem in error.problems)
-    last = pipeline.evaluation
+    last, asked = pipeline.evaluation, pipeline.feedback
     for name, given, sets in (
+        ("feedback", asked.task if asked else pipeline.ppo.task, []),
         ("ppo", pipeline.ppo.task, pipeline.ppo.set),
         ("evaluation", (last and last.task) or pipeline.ppo.task, last.set if last else []),
     ):

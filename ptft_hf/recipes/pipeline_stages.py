@@ -22,6 +22,19 @@ class Stage(_Strict):
     """``key=value`` as after ``--set``."""
 
 
+class FeedbackStage(_Strict):
+    """Answers of the model after fine-tuning, which people compare; the reward model learns what they prefer."""
+
+    task: str
+    """Of the family ``prompts``: what is answered."""
+    prompts: Annotated[int, Field(ge=1)] | None = 200
+    """The first so many of the training split; None is all."""
+    answers: Annotated[int, Field(ge=2)] = 2
+    """To each prompt; all pairs of them are judged."""
+    judged: Annotated[int, Field(ge=1)] | None = None
+    """Pairs that must be judged before the pipeline goes on; None is all."""
+
+
 class PPOStage(_Strict):
     """A run of ``ptft ppo``, from the SFT stage's adapter."""
 

@@ -1,6 +1,6 @@
 """Proximal policy optimisation of a language model: :func:`train_ppo`, one numbered story.
 
-``torchrun --nproc_per_node 2 -m ptft_hf ppo ...`` runs it on several processes. Each samples and learns from its
+``torchrun --nproc_per_node 2 -m ptft_hf.rlhf.ppo ...`` runs it on several processes. Each samples and learns from its
 share of an update's answers; all of them hold the whole update's numbers, so that whitening, losses and steps are
 those of one process.
 """
@@ -32,7 +32,7 @@ from ptft_hf.rlhf.preparing import (
     prepare,
     uses_bf16,
 )
-from ptft_hf.rlhf.processes import Processes
+from ptft_hf.rlhf.processes import Processes, run_as
 from ptft_hf.rlhf.records import describe, finish, identity
 from ptft_hf.rlhf.rewards import Answered
 from ptft_hf.tasks.prompts import Prompt
@@ -413,3 +413,12 @@ class Run(Processes):
                 scores = {name: values[i] for name, values in parts.items()}
                 entry = {"update": self.update, "prompt": prompt.text, "reference": prompt.reference}
                 file.write(json.dumps({**entry, "answer": batch.answers[i], "scores": scores}) + "\n")
+
+
+def main() -> None:
+    """``torchrun -m ptft_hf.rlhf.ppo ...`` is ``ptft ppo ...`` in several processes."""
+    run_as("ppo")
+
+
+if __name__ == "__main__":
+    main()

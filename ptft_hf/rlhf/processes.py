@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,3 +53,9 @@ class Processes:
 
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def run_as(verb: str) -> None:
+    """``torchrun -m MODULE ...`` becomes ``ptft VERB ...``, with the messages and exit codes of the command."""
+    sys.argv.insert(1, verb)
+    runpy.run_module("ptft_hf", run_name="__main__")

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ptft_hf.errors import ModelError
-from ptft_hf.models import empty_cache, plain_model, trunk_of
+from ptft_hf.models import plain_model, trunk_of
+from ptft_hf.models.decoding import decode
 from ptft_hf.models.lm_heads import CHUNK, lm_logits
 from ptft_hf.rlhf.ppo_math import entropy_from_logits
 
@@ -109,44 +110,22 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        sampled = _generate(model, [prompts[i] for i in rows], uniforms[rows], end_ids, pad_id, temperature)
-        for row, tokens in zip(rows, sampled.tolist(), strict=True):
-            end = next((i + 1 for i, token in enumerate(tokens) if token in end_ids), len(tokens))
-            answers[row] = tokens[:end]
+        drawn = uniforms[rows].to(next(model.parameters()).device)
+
+        def choose(logits: Tensor, which: Tensor, step: int, drawn: Tensor = drawn) -> Tensor:
+            return sample(logits, drawn[which, step], temperature)
+
+        sampled = decode(
+            model,
+            [prompts[i] for i in rows],
+            choose,
+            ends=end_ids,
+            pad_id=pad_id,
+            max_new_tokens=uniforms.shape[1],
+        )
+        for row, tokens in zip(rows, sampled, strict=True):
+            answers[row] = tokens
     return answers
-
-
-def _generate(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    uniforms: Tensor,
-    end_ids: frozenset[int],
-    pad_id: int,
-    temperature: float,
-) -> Tensor:
-    """Tokens ``[B, up to T]``; what follows a row's end token is of no meaning."""
-    device = next(model.parameters()).device
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), pad_id, dtype=torch.long)
-    attention = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        attention[row, longest - len(prompt) :] = 1
-    ids, attention, uniforms = ids.to(device), attention.to(device), uniforms.to(device)
-    ends = torch.tensor(sorted(end_ids), device=device)
-    finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    cache, tokens = empty_cache(model), []
-    for step in range(uniforms.shape[1]):
-        outputs = run_trunk(model, ids, attention, past_key_values=cache, use_cache=True)
-        cache = outputs.past_key_values
-        logits = lm_logits(model, outputs.last_hidden_state[:, -1])
-        tokens.append(sample(logits, uniforms[:, step], temperature))
-        finished |= torch.isin(tokens[-1], ends)
-        if finished.all():
-            break
-        ids = tokens[-1][:, None]
-        attention = torch.cat([attention, torch.ones_like(ids)], 1)
-    return torch.stack(tokens, 1)
 
 
 def answer_text(tokenizer: Any, prompt: Sequence[int], answer: Sequence[int]) -> str:

@@ -1,16 +1,17 @@
-"""Texts that a model writes: upstream's ``generate`` over prompts of like length."""
+"""Texts that a model writes, over prompts of like length."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ptft_hf import models, report
 from ptft_hf.errors import RecipeError
+from ptft_hf.models.decoding import decode, rows_at_once
 
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "num_beams": 1, "do_sample": False}
 """Greedy, since the same model must write the same text twice; 128 tokens are about 90 English words."""
@@ -78,7 +79,8 @@ def generate(
     ``options``, upstream's own.
 
     Prompts of like length run together; a decoder's are padded on the left, so that each goes on from its own end.
-    Prompts are read by few rows and texts written by many, see :func:`_read`.
+    A decoder that always takes the likeliest token writes by :func:`ptft_hf.models.decoding.decode`, on a CPU with
+    more rows at once than ``batch_size`` where their cache is small; everything else is upstream's ``generate``.
 
     Returns:
         For each prompt the token ids before the end token, and whether there was one: False is a text that was cut
@@ -86,56 +88,71 @@ def generate(
     """
     model.eval()
     given = {"pad_token_id": pad_token_id, **options}
-    device = next(model.parameters()).device
+    longest = None if has_encoder or not all(prompts) else _greedy_tokens(model, given)
     order = np.argsort([-len(ids) for ids in prompts], kind="stable")
+    if longest is not None and len(prompts) > batch_size:
+        batch_size = rows_at_once(model, batch_size, len(prompts[order[0]]) + longest)
     starts = range(0, len(order), batch_size)
     found: dict[int, tuple[list[int], bool]] = {}
     bar = report.bar(len(starts), "Writing", "batch", stays=False, show=progress)
     with torch.inference_mode(), models.quiet(), bar:
         for start in starts:
             rows = order[start : start + batch_size]
-            width = max(1, len(prompts[rows[0]]))
-            ids = torch.full((len(rows), width), pad_token_id)
-            mask = torch.zeros_like(ids)
-            for line, row in enumerate(rows):
-                count = len(prompts[row])
-                place = slice(0, count) if has_encoder else slice(width - count, width)
-                ids[line, place], mask[line, place] = torch.tensor(prompts[row], dtype=torch.long), 1
-            ids, mask = ids.to(device), mask.to(device)
-            written = model.generate(
-                input_ids=ids, attention_mask=mask, past_key_values=_read(model, ids, mask, given), **given
-            )
-            written = written[:, 1 if has_encoder else width :].tolist()
+            some = [prompts[row] for row in rows]
+            if longest is None:
+                written = _by_upstream(model, some, has_encoder, given)
+            else:
+                written = decode(
+                    model, some, _likeliest, ends=ends, pad_id=pad_token_id, max_new_tokens=longest
+                )
             found |= {int(row): _before_end(text, ends) for row, text in zip(rows, written, strict=True)}
             bar.update()
     return [found[row] for row in range(len(prompts))]
 
 
-READ_AT_ONCE = 8
-"""Rows of prompts that are read at once on a CPU, whose caches more would overflow (SmolLM2, 64 prompts of 240
-tokens: 28 s by 8, 36 s by 32, 56 s by 64). Texts are written faster the more of them there are."""
+def _likeliest(logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
+    return logits.argmax(-1)
 
 
-def _read(model: Any, ids: torch.Tensor, mask: torch.Tensor, options: Mapping[str, Any]) -> Any:
-    """A cache with keys and values of all but the prompts' last tokens (on a CPU); None: upstream is to choose."""
+PLAIN = {"max_new_tokens", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "use_cache"}
+"""Settings under which the likeliest token is always the next one."""
+
+
+def _greedy_tokens(model: Any, options: Mapping[str, Any]) -> int | None:
+    """How many tokens :func:`ptft_hf.models.decoding.decode` may write; None: it is not what is asked for."""
+    peft = getattr(model, "active_peft_config", None)
+    if peft is not None and peft.is_prompt_learning:  # positions of its own, which upstream accounts for
+        return None
+    config = copy.deepcopy(models.plain_model(model).generation_config)
+    config.update(**options)
+    fields = {name: value for name, value in config.to_diff_dict().items() if value is not None}
+    fields.pop("transformers_version", None)
+    plain = not fields.pop("do_sample", False) and fields.pop("num_beams", 1) == 1
+    if not plain or fields.keys() - PLAIN or fields.get("use_cache") is False:
+        return None
+    return fields.get("max_new_tokens")
+
+
+def _by_upstream(
+    model: Any, prompts: Sequence[Sequence[int]], has_encoder: bool, options: Mapping[str, Any]
+) -> list[list[int]]:
+    device = next(model.parameters()).device
+    width = max(1, *map(len, prompts))
+    ids = torch.full((len(prompts), width), options["pad_token_id"])
+    mask = torch.zeros_like(ids)
+    for line, prompt in enumerate(prompts):
+        count = len(prompt)
+        place = slice(0, count) if has_encoder else slice(width - count, width)
+        ids[line, place], mask[line, place] = torch.tensor(prompt, dtype=torch.long), 1
     used = options.get("use_cache", models.plain_model(model).generation_config.use_cache)
-    cache = None if used is False else models.empty_cache(model)
-    if cache is None or ids.device.type != "cpu" or ids.shape[1] < 2:
-        return cache
-    # Greedily, so that no random number is drawn for what is thrown away.
-    once = {**options, "max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True}
-    parts = []
-    for start in range(0, len(ids), READ_AT_ONCE):
-        rows = slice(start, start + READ_AT_ONCE)
-        width = max(2, int(mask[rows].sum(1).max()))
-        read = model.generate(input_ids=ids[rows, -width:-1], attention_mask=mask[rows, -width:-1], **once)
-        layers = read.past_key_values.layers
-        before = (0, 0, ids.shape[1] - width, 0)  # padding on the left, which the mask hides
-        parts.append([[F.pad(kept, before) for kept in (layer.keys, layer.values)] for layer in layers])
-    for index, layers in enumerate(zip(*parts, strict=True)):
-        keys, values = (torch.cat(same) for same in zip(*layers, strict=True))
-        cache.update(keys, values, index)
-    return cache
+    written = model.generate(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        past_key_values=None if used is False else models.empty_cache(model),
+        **options,
+    )
+    texts: list[list[int]] = written[:, 1 if has_encoder else width :].tolist()
+    return texts
 
 
 def _before_end(ids: list[int], ends: Sequence[int]) -> tuple[list[int], bool]:

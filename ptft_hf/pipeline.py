@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ptft_hf import checkpoints, data, recipes, report, tasks, training
+from ptft_hf import checkpoints, data, feedback, recipes, report, tasks
 from ptft_hf.comparing import pages
 from ptft_hf.comparing.pages import Section, Table
-from ptft_hf.errors import OutputError
+from ptft_hf.errors import DataError, OutputError
 from ptft_hf.recipes.pipeline import PipelineRecipe, load_pipeline
-from ptft_hf.recipes.pipeline_stages import Stage
+from ptft_hf.recipes.pipeline_stages import FeedbackStage, Stage
 from ptft_hf.recipes.ppo import load_ppo
 from ptft_hf.rlhf.evaluating import evaluate_policy
 from ptft_hf.rlhf.ppo import train_ppo
+from ptft_hf.rlhf.reward import train_reward
+from ptft_hf.rlhf.sft import train_sft
 from ptft_hf.tasks.prompts import Prompts
 
 RECORD = "pipeline.json"
 TITLES = {
     "sft": "Supervised fine-tuning",
+    "feedback": "What people prefer",
     "reward": "The reward model",
     "ppo": "PPO",
     "evaluation": "The policy against where it started",
@@ -39,18 +43,21 @@ def run_pipeline(pipeline: str | Path | PipelineRecipe, output_dir: str | Path) 
 
     Args:
         pipeline: A YAML file (:func:`ptft_hf.recipes.pipeline.load_pipeline`) or what it holds.
-        output_dir: Folder of the stages: ``sft``, ``reward``, ``ppo`` and ``evaluation``.
+        output_dir: Folder of the stages: ``sft``, ``feedback``, ``reward``, ``ppo`` and ``evaluation``.
 
     Returns:
         The content of each stage's ``run.json``, by stage.
 
     Raises:
+        DataError: People have to judge answers first; the message says how.
         PtftError: A subclass says what is wrong.
     """
     recipe = pipeline if isinstance(pipeline, PipelineRecipe) else load_pipeline(pipeline)
     stages = Stages(recipe, Path(output_dir))
     if recipe.sft is not None:
         stages.train("sft", recipe.sft)
+    if recipe.feedback is not None:
+        stages.feedback(recipe.feedback)
     if recipe.reward is not None:
         stages.train("reward", recipe.reward)
     stages.ppo()
@@ -78,12 +85,15 @@ class Stages:
         folder.mkdir(parents=True, exist_ok=True)
         self.known = checkpoints.read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
 
-    def run(self, name: str, inputs: Mapping[str, Any], action: Callable[..., Any]) -> None:
-        """Run a stage, if it is not done with these inputs; ``action`` is given ``resume`` and ``overwrite``."""
+    def run(
+        self, name: str, inputs: Mapping[str, Any], action: Callable[..., Any], holds: bool = True
+    ) -> None:
+        """Run a stage, if it is not done with these inputs; ``action`` is given ``resume`` and ``overwrite``. Where
+        it does not hold any more, what was done goes on."""
         place, digest = self.folder / name, _digest(inputs)
         same = self.known.get(name) == digest
         report.say(f"\n{TITLES[name]} ({place})", style="bold")
-        if same and (place / "run.json").is_file():
+        if same and holds and (place / "run.json").is_file():
             report.say("- finished, and nothing that it builds on has changed")
         else:
             if name in self.known and not same:
@@ -102,6 +112,7 @@ class Stages:
 
     def train(self, name: str, stage: Stage) -> None:
         task, adapter, overrides = recipes.load_run(stage.task, stage.adapter, stage.set)
+        task = task.model_copy(update=self.preferred() if name == "reward" else {})
         model = stage.model or self.recipe.model
         family = tasks.build(task)
         splits = tasks.load_splits(family, task.data, task, self.recipe.seed)
@@ -115,9 +126,9 @@ class Stages:
         }
 
         def action(**how: bool) -> None:
-            training.train(
+            (train_sft if name == "sft" else train_reward)(
                 model=model,
-                task=stage.task,
+                task=task,
                 adapter=stage.adapter,
                 output_dir=self.folder / name,
                 seed=self.recipe.seed,
@@ -126,6 +137,52 @@ class Stages:
             )
 
         self.run(name, inputs, action)
+
+    def preferred(self) -> dict[str, Any]:
+        """The data of the reward model's recipe, if people have been asked."""
+        if "feedback" not in self.found:
+            return {}
+        file = self.folder / "feedback" / PREFERENCES
+        return {"data": recipes.DataSource(path="json", data_files={"train": str(file)})}
+
+    def feedback(self, stage: FeedbackStage) -> None:
+        place = self.folder / "feedback"
+        database, run = place / ANSWERS, place / "run.json"
+        policy = str(self.folder / "sft") if "sft" in self.found else self.recipe.model
+        task = feedback.check_task(stage.task)
+        splits = Prompts(task).load_splits(task.data, self.recipe.seed)
+        inputs = {
+            "model": self.recipe.model,
+            "seed": self.recipe.seed,
+            "task": _said(task),
+            "stage": stage.model_dump(mode="json", exclude={"judged"}),
+            "data": data.fingerprint(splits.train),
+            "before": self.before("sft"),
+        }
+
+        def action(resume: bool, overwrite: bool) -> None:
+            place.mkdir(exist_ok=True)
+            if overwrite:
+                _put_aside(database)
+                run.unlink(missing_ok=True)
+            feedback.generate(
+                policy, task, database, answers=stage.answers, prompts=stage.prompts, seed=self.recipe.seed
+            )
+            found = _judgements(database)
+            wanted = found["pairs"] if stage.judged is None else min(stage.judged, found["pairs"])
+            if found["judged"] < wanted:
+                raise DataError(
+                    f"{database}: {found['judged']:,} of {wanted:,} pairs are judged; `ptft feedback serve "
+                    f"{database}` shows people the rest, and then the same command goes on"
+                )
+            exported = feedback.export_preferences(database, place / PREFERENCES)
+            figures = feedback.statistics_of(database)
+            content = {**found, "exported": exported._asdict(), "statistics": figures}
+            checkpoints.write_text(run, json.dumps(content, indent=1))
+
+        done = checkpoints.read_json(run) if run.is_file() else {}
+        holds = database.is_file() and done.get("digest") == _judgements(database)["digest"]
+        self.run("feedback", inputs, action, holds)
 
     def ppo(self) -> None:
         stage, folder = self.recipe.ppo, self.folder
@@ -187,6 +244,29 @@ class Stages:
         self.run("evaluation", inputs, action)
 
 
+ANSWERS, PREFERENCES = "answers.sqlite", "preferences.jsonl"
+
+
+def _judgements(database: Path) -> dict[str, Any]:
+    """How many pairs there are and have been judged, and what identifies all that was said of them."""
+    with feedback.Store(database) as store:
+        said = store.judgements()
+        pairs = store.counts()["pairs"]
+    return {"pairs": pairs, "judged": len({one.pair for one in said}), "digest": _digest({"said": said})}
+
+
+def _put_aside(database: Path) -> None:
+    """Answers to other prompts, or of another model, are kept with what people have said of them."""
+    if not database.is_file():
+        return
+    free = next(n for n in itertools.count(1) if not database.with_stem(f"{database.stem}-{n}").exists())
+    for ending in ("", "-wal", "-shm"):
+        file = database.with_name(database.name + ending)
+        if file.exists():
+            file.rename(database.with_name(f"{database.stem}-{free}{database.suffix}{ending}"))
+    report.say(f"- the answers before, and what was said of them, are in {database.stem}-{free}{database.suffix}")
+
+
 def _said(recipe: Any) -> dict[str, Any]:
     return {name: value for name, value in recipe.model_dump(mode="json").items() if name != "description"}
 
@@ -206,7 +286,7 @@ def findings(found: Mapping[str, Any]) -> list[Section]:
     sections = []
     if "evaluation" in found:
         sections.append(Section(TITLES["evaluation"], 2, list(_compared(found["evaluation"]))))
-    for name in ("ppo", "reward", "sft"):
+    for name in ("ppo", "reward", "feedback", "sft"):
         if name in found:
             sections.append(Section(TITLES[name], 2, list(_stage(name, found[name]))))
     return sections
@@ -227,6 +307,12 @@ def _compared(run: Mapping[str, Any]) -> Any:
 
 
 def _stage(name: str, run: Mapping[str, Any]) -> Any:
+    if name == "feedback":
+        yield (
+            f"{run['judged']:,} of {run['pairs']:,} pairs of answers were judged; {run['exported']['rows']:,} have a "
+            "preference, which the reward model learned from."
+        )
+        return
     training_ = run["training"]
     rate = f"{training_['seconds']:,.0f} s, peak memory {training_['peak_memory_mb']:,.0f} MB"
     adapter, model = run["adapter"]["name"], run["model"]["reference"]
