@@ -12,7 +12,7 @@ import pytest
 from ptft_hf.comparing import run_grid
 from ptft_hf.comparing.running import Job, run_by_ray
 from ptft_hf.errors import RecipeError
-from tests.test_comparing_grid import base, make, task_file, untimed  # noqa: F401
+from tests.test_comparing_grid import base, make, untimed  # noqa: F401
 
 
 @pytest.fixture
