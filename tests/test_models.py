@@ -336,3 +336,20 @@ def test_a_model_of_a_gguf_file_is_rebuilt_whether_it_writes_or_not(auto: str, c
     assert not hasattr(plain.config, "quantization_config")
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
     assert hasattr(plain, "generation_config") == (auto == "AutoModelForCausalLM")
+
+
+def test_what_an_architecture_fixes_stays_fixed(tmp_path: Path) -> None:
+    """Upstream's from_pretrained forgets that Pegasus' positions are no weights to be trained."""
+    options = {f"{side}_{name}": size for side in ("encoder", "decoder")
+               for name, size in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))}  # fmt: skip
+    config = transformers.PegasusConfig(vocab_size=50, d_model=16, max_position_embeddings=20, **options)
+    transformers.PegasusForConditionalGeneration(config).save_pretrained(tmp_path)
+    model = transformers.PegasusForConditionalGeneration.from_pretrained(tmp_path)
+    fixed = {f"model.{side}.embed_positions.weight" for side in ("encoder", "decoder")}
+    assert all(parameter.requires_grad for parameter in model.parameters())  # upstream's
+    model.requires_grad_(False)
+    assert models.unfreeze(model) is model
+    assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == fixed
+    ids = torch.tensor([[5, 6, 7]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)

@@ -18,7 +18,7 @@ from ptft_hf.adapters import Adapter
 from ptft_hf.adapters.bottleneck_layers import BottleneckLayer, HookedAdapters
 from ptft_hf.adapters.hook_points import hook_points
 from ptft_hf.errors import AdapterError, CheckpointError, did_you_mean
-from ptft_hf.models import added_rows, to_float32
+from ptft_hf.models import added_rows, to_float32, unfreeze
 from ptft_hf.recipes import BottleneckConfig, BottleneckRecipe, saved_adapter_kind
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -218,7 +218,7 @@ class BottleneckModel(nn.Module):
             delattr(self.base_model.get_submodule(parent), place)
         self.base_model.load_state_dict(self._first_head, strict=False)
         self.configs, self.active = {}, ()
-        return self.base_model.requires_grad_(True)
+        return unfreeze(self.base_model)
 
     def merge_and_unload(self) -> Any:
         """Refused.

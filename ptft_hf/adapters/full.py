@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ptft_hf.adapters import Adapter
-from ptft_hf.models import to_float32
+from ptft_hf.models import to_float32, unfreeze
 from ptft_hf.recipes import FullRecipe
 
 
@@ -23,4 +23,4 @@ class Full(Adapter):
         """See :class:`ptft_hf.adapters.Adapter`. On a half-precision base the head alone is in float32."""
         for name in head:
             to_float32(model.get_submodule(name).parameters())
-        return model.requires_grad_(True)
+        return unfreeze(model)

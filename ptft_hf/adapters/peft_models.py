@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ptft_hf.models import plain_model
+from ptft_hf.models import plain_model, unfreeze
 from ptft_hf.recipes import saved_adapter_kind
 
 
@@ -76,7 +76,7 @@ def unload(wrapped: Any) -> Any:
     """The plain model as it was before the adapter, its head too; ``wrapped`` is used up."""
     _put_heads(wrapped, lambda head: head.original_module)
     base = wrapped.unload() if hasattr(wrapped, "unload") else plain_model(wrapped)  # a prompt is not inside
-    return base.requires_grad_(True)
+    return unfreeze(base)
 
 
 def _put_heads(wrapped: Any, choose: Callable[[Any], nn.Module]) -> None:

@@ -42,6 +42,7 @@ from ptft_hf.models.structure import (
     stacks_of,
     to_float32,
     trunk_of,
+    unfreeze,
 )
 from ptft_hf.models.vocabulary import (
     add_tokens,
@@ -98,4 +99,5 @@ __all__ = [
     "train_rows",
     "trains_rows_alone",
     "trunk_of",
+    "unfreeze",
 ]

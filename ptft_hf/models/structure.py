@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -26,6 +27,17 @@ def trunk_of(model: nn.Module) -> nn.Module:
     """The pretrained body below the task head (transformers' ``base_model``); the model itself if it has none."""
     trunk = getattr(model, "base_model", model)
     return trunk if isinstance(trunk, nn.Module) else model
+
+
+def unfreeze(model: Any) -> Any:
+    """Have all weights of a transformers model trained, but those that its architecture fixes: sinusoids of positions
+    (Pegasus, Marian, Whisper), which ``from_pretrained`` leaves unfrozen although no gradient reaches them."""
+    with torch.device("meta"):
+        as_made = type(model)(copy.deepcopy(model.config))
+    fixed = {name for name, parameter in as_made.named_parameters() if not parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.is_floating_point() and name not in fixed)
+    return model
 
 
 def head_modules(model: nn.Module, new: frozenset[str]) -> tuple[str, ...]:
