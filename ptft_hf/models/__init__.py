@@ -40,6 +40,7 @@ from ptft_hf.models.structure import (
     head_modules,
     plain_model,
     stacks_of,
+    takes_positions,
     to_float32,
     trunk_of,
     unfreeze,
@@ -98,6 +99,7 @@ __all__ = [
     "too_long",
     "train_rows",
     "trains_rows_alone",
+    "takes_positions",
     "trunk_of",
     "unfreeze",
 ]

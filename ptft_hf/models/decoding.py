@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ptft_hf.errors import ModelError
 from ptft_hf.models.caching import empty_cache
-from ptft_hf.models.structure import plain_model
+from ptft_hf.models.structure import plain_model, takes_positions
 
 READ_AT_ONCE = 8
 """Rows of prompts that are read at once on a CPU, whose caches more would overflow (SmolLM2, 64 prompts of 240
@@ -53,8 +54,7 @@ def decode(
     """What the model writes after each of the ``B`` prompts, which run as one batch.
 
     Args:
-        model: A causal LM in evaluation mode, or an adapter model of one (but not one of PEFT's whose prompts are
-            positions of their own).
+        model: A causal LM in evaluation mode, or an adapter model of one.
         prompts: Token ids, at least one each.
         choose: See :data:`Choose`.
         ends: Tokens that end a text.
@@ -63,7 +63,13 @@ def decode(
 
     Returns:
         1 to ``max_new_tokens`` ids of each text; the end token is kept.
+
+    Raises:
+        ModelError: An adapter's prompt takes positions of its own.
     """
+    if takes_positions(model):
+        kind = model.active_peft_config.peft_type.value
+        raise ModelError(f"{kind}: its prompt takes positions from the text's, which sampling here does not know of")
     device = next(model.parameters()).device
     model = _Positioned(model)
     may_leave = empty_cache(model.model) is not None

@@ -23,6 +23,12 @@ def plain_model(model: Any) -> Any:
     return model.get_base_model() if adapter_kind(model) else model
 
 
+def takes_positions(model: Any) -> bool:
+    """Whether an adapter's prompt stands at positions of its own before a text's (PEFT's prompt and p-tuning)."""
+    config = getattr(model, "active_peft_config", None)
+    return config is not None and bool(config.is_prompt_learning)
+
+
 def trunk_of(model: nn.Module) -> nn.Module:
     """The pretrained body below the task head (transformers' ``base_model``); the model itself if it has none."""
     trunk = getattr(model, "base_model", model)

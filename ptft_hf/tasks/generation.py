@@ -120,8 +120,7 @@ PLAIN = {"max_new_tokens", "bos_token_id", "eos_token_id", "pad_token_id", "deco
 
 def _greedy_tokens(model: Any, options: Mapping[str, Any]) -> int | None:
     """How many tokens :func:`ptft_hf.models.decoding.decode` may write; None: it is not what is asked for."""
-    peft = getattr(model, "active_peft_config", None)
-    if peft is not None and peft.is_prompt_learning:  # positions of its own, which upstream accounts for
+    if models.takes_positions(model):  # upstream accounts for them
         return None
     config = copy.deepcopy(models.plain_model(model).generation_config)
     config.update(**options)
