@@ -133,6 +133,7 @@ def test_on_a_cpu_more_rows_write_at_once_where_what_is_kept_of_them_is_small(
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
 def test_a_prompt_with_positions_of_its_own_is_upstreams_to_write_and_refused_elsewhere(
     checkpoint: Callable[[str], Path],
 ) -> None:
