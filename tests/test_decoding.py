@@ -127,9 +127,10 @@ def test_on_a_cpu_more_rows_write_at_once_where_what_is_kept_of_them_is_small(
         assert max(rows for rows, width in seen if width == 1) == most
     # 2 layers x 2 heads of keys and values x 16 x 4 bytes a position
     one = 2 * 2 * model.config.num_key_value_heads * model.config.head_dim * 4
+    assert decoding.position_bytes(model) == one
     for room, rows in ((40 * one - 1, 3), (40 * one, 4), (10**9, decoding.WRITTEN_AT_ONCE)):
         monkeypatch.setattr(decoding, "CACHE_BYTES", room)
-        assert decoding.rows_at_once(model, 1, 10) == rows
+        assert decoding.rows_at_once(1, 10 * one) == rows
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

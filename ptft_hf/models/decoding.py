@@ -94,16 +94,20 @@ def decode(
 
 
 @torch.no_grad()
-def rows_at_once(model: Any, at_least: int, positions: int) -> int:
-    """How many rows of so many positions :func:`decode` had best be given, on a CPU; elsewhere ``at_least``."""
-    device = next(model.parameters()).device
-    cache = empty_cache(model) if device.type == "cpu" else None
+def position_bytes(model: Any) -> int | None:
+    """What is kept of one position of a row that :func:`decode` writes; None where upstream has a cache of another
+    kind, which may keep less than all."""
+    cache = empty_cache(model)
     if cache is None:
-        return at_least
-    token = torch.zeros(1, 1, dtype=torch.long)
+        return None
+    token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
     _Positioned(model)(token, torch.ones_like(token), cache)
-    bytes_ = positions * sum(keys.nbytes + values.nbytes for keys, values in _kept(cache))
-    return max(at_least, min(WRITTEN_AT_ONCE, CACHE_BYTES // bytes_))
+    return sum(keys.nbytes + values.nbytes for keys, values in _kept(cache))
+
+
+def rows_at_once(at_least: int, row_bytes: int) -> int:
+    """How many rows :func:`decode` had best be given on a CPU, if so much is kept of each."""
+    return max(at_least, min(WRITTEN_AT_ONCE, CACHE_BYTES // row_bytes))
 
 
 def _through_end(ids: list[int], ends: Collection[int]) -> list[int]:

@@ -11,6 +11,8 @@ import torch
 
 from ptft_hf import building, forward, frozen, models
 from ptft_hf.frozen.probing import only_stack
+from ptft_hf.models.caching import STEPS
+from ptft_hf.models.decoding import rows_at_once
 from ptft_hf.planning.batches import Batch, Schedule, longest_evaluated, schedule
 from ptft_hf.planning.counting import GRADIENTS, OPTIMIZER, Counted, Counter, size_of
 from ptft_hf.preparing import Plan, Ready
@@ -234,11 +236,13 @@ class _Run:
             return 0
         new, beams = task.fields["max_new_tokens"], task.fields.get("num_beams", 1)
         longest = max(rows["prompt_length"][:], default=1)
-        count = min(self.trainer.args.eval_batch_size, len(rows)) * beams
-        kept = key_value_size(model.config, item)
-        # A decoder's prompts are read in parts, which are joined: once more there for that time.
-        positions = longest + new if model.config.is_encoder_decoder else 2 * longest + new
-        return count * (positions * kept + 3 * FLOAT_BYTES * self.counter.vocabulary)
+        kept, count = key_value_size(model.config, item), self.trainer.args.eval_batch_size
+        positions = longest + new
+        if not model.config.is_encoder_decoder:
+            positions += STEPS  # room for more
+            if beams == 1 and not torch.cuda.is_available():
+                count = rows_at_once(count, kept * (longest + new))
+        return min(count, len(rows)) * beams * (positions * kept + 3 * FLOAT_BYTES * self.counter.vocabulary)
 
 
 def key_value_size(config: Any, item: int) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from ptft_hf import models, report
 from ptft_hf.errors import RecipeError
-from ptft_hf.models.decoding import decode, rows_at_once
+from ptft_hf.models.decoding import decode, position_bytes, rows_at_once
 
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "num_beams": 1, "do_sample": False}
 """Greedy, since the same model must write the same text twice; 128 tokens are about 90 English words."""
@@ -90,8 +90,9 @@ def generate(
     given = {"pad_token_id": pad_token_id, **options}
     longest = None if has_encoder or not all(prompts) else _greedy_tokens(model, given)
     order = np.argsort([-len(ids) for ids in prompts], kind="stable")
-    if longest is not None and len(prompts) > batch_size:
-        batch_size = rows_at_once(model, batch_size, len(prompts[order[0]]) + longest)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if longest is not None and on_cpu and len(prompts) > batch_size and (kept := position_bytes(model)) is not None:
+        batch_size = rows_at_once(batch_size, kept * (len(prompts[order[0]]) + longest))
     starts = range(0, len(order), batch_size)
     found: dict[int, tuple[list[int], bool]] = {}
     bar = report.bar(len(starts), "Writing", "batch", stays=False, show=progress)
