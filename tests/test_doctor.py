@@ -11,7 +11,7 @@ import pytest
 from ptft_hf.errors import ModelError
 from ptft_hf.recipes.prompts import FINDINGS, PPOConfig
 from ptft_hf.rlhf import doctor
-from tests.ppo_runs import length, make_language_model, metrics, run_ppo, share_of_good
+from tests.ppo_runs import characters, make_language_model, metrics, run_ppo, share_of_good
 
 HEALTHY = {
     "objective/kl": 1.0,
@@ -153,7 +153,7 @@ def test_stop_on_ends_the_run_with_a_checkpoint(llama: Path, tmp_path: Path) -> 
         ("kl_runaway", share_of_good, {"learning_rate": 3e-2, "kl_coef": 1e-6, "num_ppo_epochs": 4}),
         ("clip_fraction_high", share_of_good, {"learning_rate": 5e-2, "num_ppo_epochs": 6}),
         ("clip_fraction_zero", share_of_good, {"learning_rate": 1e-9}),
-        ("critic_useless", length, {"critic_learning_rate": 1e-9}),
+        ("critic_useless", characters, {"critic_learning_rate": 1e-9}),
     ],
 )
 def test_a_bad_setting_is_named(name: str, reward: Any, settings: Any, llama: Path, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ LEARN = {
     "num_mini_batches": 1,
     "response_length": 4,
     "value_model": "policy_trunk",
-    "learning_rate": 2e-2,
+    "learning_rate": 5e-3,  # at twice that some seeds settle for every second word
+    "num_ppo_epochs": 4,
     "lr_scheduler_type": "constant",
     "kl_coef": 0.0,
     "adapter": "lora/r16_all_linear",
@@ -86,19 +87,19 @@ def test_a_task_with_a_known_answer_is_learnt(llama: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_a_task_with_a_known_answer_is_learnt_on_every_seed(seed: int, llama: Path, tmp_path: Path) -> None:
-    run_ppo(llama, tmp_path / "run", **LEARN, total_episodes=64 * 150, seed=seed)
+    run_ppo(llama, tmp_path / "run", **LEARN, total_episodes=64 * 100, seed=seed)
     assert best_share(tmp_path / "run") >= 0.95
 
 
 @pytest.mark.slow
 def test_a_huge_kl_penalty_keeps_the_policy_at_the_reference(llama: Path, tmp_path: Path) -> None:
-    settings = {**LEARN, "value_model": "adapter", "total_episodes": 64 * 12, "learning_rate": 5e-3}
+    settings = {**LEARN, "value_model": "adapter", "total_episodes": 64 * 20, "learning_rate": 1e-3}
     run_ppo(llama, tmp_path / "free", **settings)
     run_ppo(llama, tmp_path / "held", **{**settings, "kl_coef": 100.0})
     free, held = (
         sum(line["objective/kl"] for line in metrics(tmp_path / name)[-3:]) / 3 for name in ("free", "held")
     )
-    assert abs(held) < 0.6 < 1.5 < free
+    assert abs(held) < 0.4 < 1.2 < free
 
 
 def test_the_adaptive_controller_moves_the_coefficient(llama: Path, tmp_path: Path) -> None:
@@ -498,7 +499,7 @@ def test_every_method_of_peft_in_the_catalogue_is_trained_or_refused(llama: Path
     for name in ("ia3/default", "vera/r256", "oft/block32", "ln_tuning/default", "lora/dora"):
         assert load_adapter(name)
         extra = {"adapter.target_modules": ["q_proj", "v_proj"]} if name == "oft/block32" else {}
-        run = make_run(llama, tmp_path / name, adapter=name, total_episodes=8, learning_rate=1e-2, **extra)
+        run = make_run(llama, tmp_path / name, characters, name, total_episodes=8, learning_rate=1e-2, **extra)
         before = frozen(run)
         run.learn()
         assert all(torch.equal(before[n], p) for n, p in frozen(run).items())
