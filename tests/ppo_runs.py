@@ -81,6 +81,11 @@ def characters(prompts: list[str], answers: list[str]) -> list[float]:
     return [len(answer) / 20 for answer in answers]
 
 
+def by_prompt(prompts: list[str], answers: list[str]) -> list[float]:
+    """Of the prompt's text, too: a critic can learn that."""
+    return [len(p) / 10 + len(a) / 20 for p, a in zip(prompts, answers, strict=True)]
+
+
 def recipe(**fields: Any) -> PromptsRecipe:
     return PromptsRecipe(name="test", family="prompts", **fields)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
 from ptft_hf.errors import ModelError
 from ptft_hf.recipes.prompts import FINDINGS, PPOConfig
 from ptft_hf.rlhf import doctor
-from tests.ppo_runs import characters, make_language_model, metrics, run_ppo, share_of_good
+from tests.ppo_runs import by_prompt, characters, make_language_model, metrics, run_ppo, share_of_good
 
 HEALTHY = {
     "objective/kl": 1.0,
@@ -119,6 +122,33 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ADAPTER = "lora/r8_attention"
+FAR = {"response_length": 24, "learning_rate": 5e-3, "num_ppo_epochs": 4, "kl_coef": 1e-3}
+
+
+def words(prompts: list[str], answers: list[str]) -> list[float]:
+    return [len(answer.split()) / 24 for answer in answers]
+
+
+def few_words(prompts: list[str], answers: list[str]) -> list[float]:
+    return [-score for score in words(prompts, answers)]
+
+
+def no_good(prompts: list[str], answers: list[str]) -> list[float]:
+    return [-score for score in share_of_good(prompts, answers)]
+
+
+def huge(prompts: list[str], answers: list[str]) -> list[float]:
+    return [1e30 * len(answer) for answer in answers]
+
+
+def ending(base: Path, folder: Path, times: float) -> Path:
+    """The same model, with end tokens where they happen to be likely."""
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(base)
+    shutil.copytree(base, folder)
+    with torch.no_grad():
+        model.lm_head.weight[model.config.eos_token_id] *= times
+    model.save_pretrained(folder)
+    return folder
 
 
 def found(llama: Path, folder: Path, reward: Any = share_of_good, **settings: Any) -> set[str]:
@@ -153,9 +183,41 @@ def test_stop_on_ends_the_run_with_a_checkpoint(llama: Path, tmp_path: Path) -> 
         ("kl_runaway", share_of_good, {"learning_rate": 3e-2, "kl_coef": 1e-6, "num_ppo_epochs": 4}),
         ("clip_fraction_high", share_of_good, {"learning_rate": 5e-2, "num_ppo_epochs": 6}),
         ("clip_fraction_zero", share_of_good, {"learning_rate": 1e-9}),
-        ("critic_useless", characters, {"critic_learning_rate": 1e-9}),
+        ("critic_useless", by_prompt, {"critic_learning_rate": 1e-9}),
+        ("answers_grow", words, {**FAR, "ends": 3.0}),
+        ("answers_collapse", few_words, {**FAR, "ends": 2.0}),
+        ("reward_hacking", share_of_good, {**FAR, "response_length": 6, "judge": no_good, "total_episodes": 32 * 40}),
+    ],
+)  # fmt: skip
+def test_a_bad_setting_is_named(name: str, reward: Any, settings: Any, llama: Path, tmp_path: Path) -> None:
+    """All but a negative KL, which would be a fault of ours, and what ``test_ppo`` and the next test have."""
+    given = {**BATCHES, **settings}
+    base = ending(llama, tmp_path / "base", given.pop("ends", 1.0))
+    assert name in found(base, tmp_path / "run", reward, **given)
+
+
+@pytest.mark.slow
+def test_a_run_whose_weights_are_no_numbers_ends_without_a_checkpoint(llama: Path, tmp_path: Path) -> None:
+    settings = {"learning_rate": 0.1, "max_grad_norm": 0.0, "whiten_advantages": False, "save_steps": 1}
+    with pytest.raises(ModelError, match=r"(?s)stopped the run at update 1: not a number.*a lower learning_rate"):
+        found(llama, tmp_path / "run", huge, **settings)
+    assert not list((tmp_path / "run").glob("checkpoints/checkpoint-*"))
+
+
+BATCHES = {"per_device_train_batch_size": 16, "total_episodes": 32 * 25}
+LEARNING = {"learning_rate": 1e-3, "critic_learning_rate": 1e-2, "vf_coef": 0.5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LEARNING,
+        {"learning_rate": 5e-3, "value_model": "policy_trunk", "vf_coef": 0.5},
+        {**LEARNING, "adap_kl_ctrl": True, "target": 2.0, "horizon": 500},
+        {**LEARNING, "kl_estimator": "k3", "whiten_rewards": True},
+        {**LEARNING, "judge": characters},
     ],
 )
-def test_a_bad_setting_is_named(name: str, reward: Any, settings: Any, llama: Path, tmp_path: Path) -> None:
-    batches = {"per_device_train_batch_size": 16, "total_episodes": 32 * 25}
-    assert name in found(llama, tmp_path / "run", reward, **{**batches, **settings})
+def test_a_healthy_run_has_no_finding(settings: Any, llama: Path, tmp_path: Path) -> None:
+    assert found(llama, tmp_path / "run", by_prompt, **BATCHES, **settings) == set()

@@ -116,7 +116,8 @@ class PPOConfig(_Strict):
     num_sample_generations: Annotated[int, Field(ge=0)] = 10
     """How often through training the page of samples gets new answers."""
     stop_on: list[str] = Field(default_factory=list)
-    """Findings of the doctor that end the run, or ``all``; the others are warnings."""
+    """Findings of the doctor that end the run, or ``all``; the others are warnings, but for ``not_a_number``, which
+    always ends it."""
 
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:

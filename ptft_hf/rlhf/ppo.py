@@ -39,6 +39,8 @@ from ptft_hf.tasks.prompts import Prompt
 
 SAMPLED_PROMPTS = 8
 """Held-out prompts on the page of samples."""
+FATAL = "not_a_number"
+"""The finding that always ends a run: from weights that are no numbers none come back."""
 
 
 def train_ppo(
@@ -187,9 +189,12 @@ class Run(Processes):
                 # 3.2 An answer to each, and what the reward and the held-out judge say of it.
                 batch = self.answer(prompts, self.uniforms(len(prompts)))
                 parts, judged = self.score(batch)
+                scores = self.ready.reward.total(parts)
+                if self.update == 0:
+                    self.roles.critic.expect(sum(scores) / len(scores))
                 # 3.3 Log-probabilities under policy and reference, and the critic's values, before any step is taken.
                 # 3.4 Rewards: the KL penalty at each token, the score at the last; and from them advantages.
-                experience, figures = make_experience(self, batch.rollouts, self.ready.reward.total(parts))
+                experience, figures = make_experience(self, batch.rollouts, scores)
                 sampled = time.perf_counter()
                 # 3.5 Several epochs of minibatches, each an optimizer step on both clipped losses.
                 learnt: list[dict[str, float]] = []
@@ -202,23 +207,27 @@ class Run(Processes):
                 line = self.figures(experience, figures, learnt, parts, judged)
                 line |= {"time/rollout": sampled - began, "time/learning": time.perf_counter() - sampled}
                 self.scheduler.step()
-                self.controller.update(line["objective/kl"], self.batch)
+                if line["objective/kl"] is not None:  # it is no number; the doctor says so
+                    self.controller.update(line["objective/kl"], self.batch)
                 self.log(line)
+                shown = {name: line[f"objective/{key}"] for name, key in (("score", "scores"), ("kl", "kl"))}
                 bar.set_postfix(
-                    score=f"{line['objective/scores']:.3f}", kl=f"{line['objective/kl']:.2f}", refresh=False
+                    {k: "nan" if v is None else f"{v:.3f}" for k, v in shown.items()}, refresh=False
                 )
                 bar.update()
                 # 3.7 The doctor; samples for people; a checkpoint.
                 stop = self.ask_doctor()
                 if self.is_main and self.is_due(config.num_sample_generations):
                     self.sample_held_out()
-                if self.is_main and (stop or self.saves_now()):
+                sound = all(finding["name"] != FATAL for finding in self.findings)
+                if self.is_main and sound and (stop or self.saves_now()):
                     saving.save_checkpoint(self, self.folder / "checkpoints")
                 self.accelerator.wait_for_everyone()
                 if stop:
+                    other = "another stop_on" if sound else "a lower learning_rate, from the last that there is"
                     raise ModelError(
                         f"the doctor stopped the run at update {self.update}: {stop}",
-                        f"its checkpoints: {self.folder / 'checkpoints'}; --resume goes on with another stop_on",
+                        f"its checkpoints: {self.folder / 'checkpoints'}; --resume goes on with {other}",
                     )
         self.seconds += time.perf_counter() - started
 
@@ -387,7 +396,7 @@ class Run(Processes):
                 self.findings.append({"name": finding.name, "update": self.update, "text": str(finding)})
                 if self.is_main:
                     report.say(f"doctor, update {self.update}: {finding}", style="yellow")
-            if finding.name in self.config.stop_on or "all" in self.config.stop_on:
+            if {finding.name, "all"} & {*self.config.stop_on, FATAL}:
                 stop = stop or str(finding)
         return stop
 

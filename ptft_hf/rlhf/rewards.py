@@ -58,6 +58,9 @@ class Reward(Protocol):
         """``N`` scores."""
 
 
+LARGEST = torch.finfo(torch.float32).max
+
+
 class Spec(NamedTuple):
     """A reward as it is written, taken apart."""
 
@@ -124,9 +127,9 @@ def checked(reward: Reward, batch: Answered) -> list[float]:
     if len(scores) != len(batch.answers):
         raise ModelError(f"reward {reward.name}: {len(scores)} scores for {len(batch.answers)} answers")
     for score, answer in zip(scores, batch.answers, strict=True):
-        if not isinstance(score, int | float) or not math.isfinite(score):
+        if not isinstance(score, int | float) or not abs(score) <= LARGEST:
             raise ModelError(
-                f"reward {reward.name}: {score!r} is no finite number; it is of the answer {answer[:80]!r}"
+                f"reward {reward.name}: {score!r} is no finite number in float32; it is of the answer {answer[:80]!r}"
             )
     return [float(score) for score in scores]
 

@@ -60,6 +60,14 @@ class Role:
         states = hidden_states(self.model, rollouts) if states is None else states
         return as_rows(self.head(before_tokens(states, rollouts.mask).float()).squeeze(1), rollouts.mask)
 
+    @torch.no_grad()
+    def expect(self, score: float) -> None:
+        """Have a head that knows nothing expect this much, so that it learns what answers differ by and not first, by
+        weights that tell them apart, what is common to all."""
+        assert self.head is not None
+        if self.head.bias is not None and not self.head.weight.any():
+            self.head.bias.fill_(score)
+
     def scores(self, rollouts: Rollouts) -> Tensor:
         """The head's value at the last token of each answer: ``[B]``."""
         assert self.head is not None
