@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -250,3 +251,21 @@ def test_losses_and_figures_are_those_of_trl(trl: dict[str, Tensor]) -> None:
             seen += 1
     close(ppo_math.entropy_from_logits(trl["u1.m1.logits"]), trl["u1.m1.entropy"])
     assert seen == 16
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_what_an_estimator_in_the_reward_pulls_at(estimator: Any) -> None:
+    """The policy gradient over all tokens, each with its probability: of k1 it is the KL's, of k3 only what two KLs
+    differ by, which is next to nothing near the reference."""
+    reference = torch.log_softmax(torch.tensor([0.3, -0.2, 0.9, 0.0], dtype=torch.float64), 0)
+    logits = (reference + torch.tensor([0.02, -0.01, 0.0, 0.03], dtype=torch.float64)).requires_grad_()
+    policy = torch.log_softmax(logits, 0)
+    mask = torch.ones(1, 4, dtype=torch.float64)
+    kl = ppo_math.kl_per_token(policy[None].detach(), reference[None], mask, estimator)[0]
+    (found,) = torch.autograd.grad((policy.detach().exp() * policy * kl).sum(), logits, retain_graph=True)
+    forward = (policy.exp() * (policy - reference)).sum()
+    backward = (reference.exp() * (reference - policy)).sum()
+    (pull,) = torch.autograd.grad(forward, logits, retain_graph=True)
+    (push,) = torch.autograd.grad(backward, logits)
+    torch.testing.assert_close(found, pull if estimator == "k1" else pull - push, rtol=1e-9, atol=1e-12)
+    assert bool(found.norm() < 0.05 * pull.norm()) is (estimator == "k3")

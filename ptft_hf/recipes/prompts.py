@@ -63,7 +63,7 @@ class PPOConfig(_Strict):
     kl_coef: NotNegative = 0.05
     """The KL penalty's coefficient; at the start, if it is adaptive."""
     kl_estimator: Literal["k1", "k3"] = "k1"
-    """See :func:`ptft_hf.rlhf.ppo_math.kl_per_token`."""
+    """See :func:`ptft_hf.rlhf.ppo_math.kl_per_token`; ``k3`` hardly holds the policy near the reference."""
     adap_kl_ctrl: bool = False
     """Adapt the coefficient such that an answer's KL approaches ``target`` (Ziegler et al. 2019)."""
     target: Positive = 6.0

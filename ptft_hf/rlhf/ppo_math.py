@@ -53,7 +53,9 @@ def kl_per_token(
     """Estimates of KL(policy || reference) at each token that the policy sampled, ``[B, T]``, 0 at padding.
 
     ``k1`` is ``log p - log q``: right on average, of either sign at a single token. ``k3`` is
-    ``q/p - 1 - log(q/p)``: right on average too, never negative, and of less variance where the two are close.
+    ``q/p - 1 - log(q/p)``: right on average too, never negative, and of less variance where the two are close. As
+    part of a reward it holds a policy less, near the reference hardly at all: the policy gradient of k1 is that of
+    ``KL(p || q)``, of k3 that of ``KL(p || q) - KL(q || p)``, since ``E_p[q/p grad log p] = -grad KL(q || p)``.
     """
     difference = (logprobs - reference_logprobs).masked_fill(mask == 0, 0.0)
     return difference if estimator == "k1" else torch.expm1(-difference) + difference

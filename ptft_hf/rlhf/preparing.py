@@ -130,6 +130,8 @@ def prepare(plan: Plan, source: Any = None) -> Ready:
     tokenizer_from = plan.policy if (Path(plan.policy) / "tokenizer_config.json").is_file() else plan.base
     tokenizer = models.load_tokenizer(tokenizer_from, **options)
     notes = [*splits.notes]
+    if plan.config.kl_estimator == "k3":
+        notes.append("kl_estimator=k3: in a reward it hardly pulls the policy back to the reference; k1 does")
     if note := models.ensure_padding(loaded.model, tokenizer):
         notes.append(note)
     rollouts.check_architecture(loaded.model, plan.base)
