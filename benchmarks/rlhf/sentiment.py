@@ -30,6 +30,7 @@ from ptft_hf import recipes
 from ptft_hf.recipes.prompts import PromptsRecipe
 from ptft_hf.rlhf import rewards, rollouts
 from ptft_hf.rlhf.evaluating import evaluate_policy, load_policy
+from ptft_hf.rlhf.ppo import train_ppo
 from ptft_hf.rlhf.rewards import Answered
 from ptft_hf.tasks.prompts import Prompts
 
@@ -118,7 +119,7 @@ def of_seed(
 ) -> dict[str, Any]:
     """PPO with a seed, and what it came to on the test book."""
     folder = args.work / f"ppo-{seed}"
-    run = ptft_hf.train_ppo(
+    run = train_ppo(
         policy=SMOLLM2,
         reward=sources["reward"] + ":logit",
         judge=sources["judge"],

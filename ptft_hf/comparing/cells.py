@@ -214,6 +214,16 @@ def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_cell(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a cell's file at once or not at all."""
+    """Write a cell's file at once or not at all; it names files below the working folder from there, as others will
+    find them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps({**result, "cell": _from_here(result["cell"])}, indent=1, ensure_ascii=False)
+    checkpoints.write_text(path, text + "\n")
+
+
+def _from_here(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _from_here(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_from_here(inner) for inner in value]
+    return value.removeprefix(f"{Path.cwd()}/") if isinstance(value, str) else value
