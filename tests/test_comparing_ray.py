@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ptft_hf.comparing import run_grid
+from ptft_hf.comparing import by_ray, run_grid
 from ptft_hf.comparing.running import Job, run_by_ray
 from ptft_hf.errors import RecipeError
 from tests.test_comparing_grid import base, make, untimed  # noqa: F401
@@ -64,6 +65,21 @@ def test_a_node_that_is_lost_costs_its_cells_another_run(
     cluster.remove_node(lost, allow_graceful=False)
     assert {one.cell.seed for one in (first, *carried)} == {0, 1, 2}
     assert all(one.file.is_file() for one in job)
+
+
+def crash(*order: Any) -> None:
+    os._exit(1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_cell_that_no_machine_brings_to_an_end_is_a_result(
+    cluster: Any, base: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    monkeypatch.setattr(by_ray, "run_there", crash)
+    monkeypatch.setattr(by_ray, "RETRIES", 0)
+    (found,) = run_grid(make(base, task_file, adapters=["full/default"], seeds=[0]), tmp_path / "out", executor="ray")
+    assert found["status"] == "failed" and "Ray lost the cell" in found["error"]
 
 
 def test_weights_stay_where_they_are_and_a_missing_ray_is_named(

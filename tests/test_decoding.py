@@ -10,24 +10,18 @@ from typing import Any
 import peft
 import pytest
 import torch
-import transformers
 
 from ptft_hf.errors import ModelError
-from ptft_hf.models import decoding, quiet
+from ptft_hf.models import decoding
 from ptft_hf.tasks import generation
+from tests import test_rollouts
 
 PROMPTS = [[5, 9, 11, *rest] for rest in ([7, 8], [30, 31, 32, 33], [40], [8, 8, 8, 8, 8], [41, 6], [7, 8, 9])]
 END = 2
 
 
 def load(folder: Path) -> Any:
-    torch.manual_seed(1)
-    with quiet():
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    head = model.get_output_embeddings().weight
-    with torch.no_grad():  # tokens that are told apart; and end tokens that come soon
-        head.copy_(torch.randn_like(head) * 0.4)
-        head[END] *= 4
+    model = test_rollouts.load(folder, seed=1)
     generation.settle(model, Tokenizer, END, {"max_new_tokens": 12})
     return model
 

@@ -21,8 +21,8 @@ PROMPTS = [[5, 9, 11], [7], [30, 31, 32, 33, 34, 35], [40, 41], [8, 8, 8]]
 END = frozenset({2})
 
 
-def load(folder: Path) -> Any:
-    torch.manual_seed(0)
+def load(folder: Path, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
     with quiet():
         model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     head = model.get_output_embeddings().weight

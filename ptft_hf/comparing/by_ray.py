@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import threading
@@ -55,7 +56,11 @@ def run_by_ray(jobs: Sequence[Job], at_a_time: int) -> Iterator[Job]:
                 running[remote.remote(job.cell.to_dict(), threads, str(Path.cwd()))] = job
             (done,), _ = ray.wait(list(running), num_returns=1)
             job = running.pop(done)
-            text, log = ray.get(done)
+            try:
+                text, log = ray.get(done)
+            except ray.exceptions.RayError as error:
+                failed = {"status": "failed", "cell": job.cell.to_dict(), "error": f"Ray lost the cell: {error}"}
+                text, log = json.dumps(failed), None
             for file, content in ((job.log, log), (job.file, text)):
                 if content is not None:
                     file.parent.mkdir(parents=True, exist_ok=True)

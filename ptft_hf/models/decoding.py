@@ -71,9 +71,8 @@ def decode(
         kind = model.active_peft_config.peft_type.value
         raise ModelError(f"{kind}: its prompt takes positions from the text's, which sampling here does not know of")
     device = next(model.parameters()).device
-    model = _Positioned(model)
-    may_leave = empty_cache(model.model) is not None
-    logits, attention, cache = _read(model, prompts, pad_id, device)
+    model, own = _Positioned(model), empty_cache(model)
+    logits, attention, cache = _read(model, prompts, pad_id, device, own)
     written = torch.full((len(prompts), max_new_tokens), pad_id, device=device)
     rows = torch.arange(len(prompts), device=device)
     going = torch.ones_like(rows, dtype=torch.bool)
@@ -85,7 +84,7 @@ def decode(
         count = int(going.sum())
         if not count or step + 1 == max_new_tokens:
             break
-        if may_leave and (len(rows) - count) * LEAVE >= len(rows):
+        if own is not None and (len(rows) - count) * LEAVE >= len(rows):
             cache.batch_select_indices(going)
             rows, tokens, attention, going = (values[going] for values in (rows, tokens, attention, going))
         attention = F.pad(attention, (0, 1), value=1)
@@ -132,8 +131,8 @@ class _Positioned:
         return self.model(input_ids=ids, attention_mask=attention, past_key_values=cache, use_cache=True, **options)
 
 
-def _read(model: _Positioned, prompts: Sequence[Sequence[int]], pad_id: int, device: Any) -> _Read:
-    cache = empty_cache(model.model)
+def _read(model: _Positioned, prompts: Sequence[Sequence[int]], pad_id: int, device: Any, cache: Any) -> _Read:
+    """The prompts in ``cache``, an empty one; None: upstream's."""
     if cache is None or device.type != "cpu" or len(prompts) == 1:
         return _read_rows(model, prompts, pad_id, device, cache)
     # Between what is shared and the rest there is padding: only positions that are given do not count it.
@@ -167,16 +166,21 @@ def _read_rows(
     model: _Positioned, rows: Sequence[Sequence[int]], pad_id: int, device: Any, cache: Any, before: int = 0
 ) -> _Read:
     """Rows, padded on the left, after ``before`` positions that are in the cache."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad_id)
-    attention = torch.zeros(len(rows), before + width, dtype=torch.long)
-    attention[:, :before] = 1
-    for line, row in enumerate(rows):
-        ids[line, width - len(row) :] = torch.tensor(row)
-        attention[line, before + width - len(row) :] = 1
-    attention = attention.to(device)
-    found = model(ids.to(device), attention, cache)
+    ids, attention = padded(rows, pad_id, device)
+    attention = F.pad(attention, (before, 0), value=1)
+    found = model(ids, attention, cache)
     return _Read(found.logits[:, -1], attention, found.past_key_values)
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int, device: Any, left: bool = True) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, each ``[rows, the longest]``, with the padding on one side."""
+    width = max(1, *map(len, rows))
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros_like(ids)
+    for line, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[line, place], mask[line, place] = torch.tensor(row, dtype=torch.long), 1
+    return ids.to(device), mask.to(device)
 
 
 def _kept(cache: Any) -> list[tuple[Tensor, Tensor]]:

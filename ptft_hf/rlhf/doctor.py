@@ -75,7 +75,7 @@ def not_a_number(history: History, config: PPOConfig) -> Finding | None:
     return Finding(
         "not_a_number",
         f"{', '.join(wrong)} of update {len(history)} {'is' if len(wrong) == 1 else 'are'} not finite",
-        "Lower learning_rate, and look at the rewards of the last samples; go on from the last checkpoint",
+        "Look at the rewards of the last samples, and start again with a lower learning_rate (--overwrite)",
     )
 
 

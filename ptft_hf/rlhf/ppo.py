@@ -210,7 +210,7 @@ class Run(Processes):
                 if line["objective/kl"] is not None:  # it is no number; the doctor says so
                     self.controller.update(line["objective/kl"], self.batch)
                 self.log(line)
-                shown = {name: line[f"objective/{key}"] for name, key in (("score", "scores"), ("kl", "kl"))}
+                shown = {"score": line["objective/scores"], "kl": line["objective/kl"]}
                 bar.set_postfix(
                     {k: "nan" if v is None else f"{v:.3f}" for k, v in shown.items()}, refresh=False
                 )
@@ -224,10 +224,10 @@ class Run(Processes):
                     saving.save_checkpoint(self, self.folder / "checkpoints")
                 self.accelerator.wait_for_everyone()
                 if stop:
-                    other = "another stop_on" if sound else "a lower learning_rate, from the last that there is"
+                    after = "--resume goes on with another stop_on" if sound else "they are from before that"
                     raise ModelError(
                         f"the doctor stopped the run at update {self.update}: {stop}",
-                        f"its checkpoints: {self.folder / 'checkpoints'}; --resume goes on with {other}",
+                        f"its checkpoints: {self.folder / 'checkpoints'}; {after}",
                     )
         self.seconds += time.perf_counter() - started
 

@@ -276,7 +276,7 @@ def _critic(model: Any, reward: Role | None) -> Role:
 def in_full(model: Any, *, value_model: str = "adapter") -> Roles:
     """Policy and critic with all weights trained, and a frozen copy as the reference: three models."""
     reference = copy.deepcopy(model).requires_grad_(False).eval()
-    model.requires_grad_(True).eval()
+    models.unfreeze(model).eval()
     if value_model == "policy_trunk":
         return Roles(Role(model), Role(reference), Role(model, None, new_head(model)), None)
     trunk = copy.deepcopy(model)

@@ -11,7 +11,7 @@ import torch
 
 from ptft_hf import models, report
 from ptft_hf.errors import RecipeError
-from ptft_hf.models.decoding import decode, position_bytes, rows_at_once
+from ptft_hf.models.decoding import decode, padded, position_bytes, rows_at_once
 
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 128, "num_beams": 1, "do_sample": False}
 """Greedy, since the same model must write the same text twice; 128 tokens are about 90 English words."""
@@ -136,22 +136,15 @@ def _greedy_tokens(model: Any, options: Mapping[str, Any]) -> int | None:
 def _by_upstream(
     model: Any, prompts: Sequence[Sequence[int]], has_encoder: bool, options: Mapping[str, Any]
 ) -> list[list[int]]:
-    device = next(model.parameters()).device
-    width = max(1, *map(len, prompts))
-    ids = torch.full((len(prompts), width), options["pad_token_id"])
-    mask = torch.zeros_like(ids)
-    for line, prompt in enumerate(prompts):
-        count = len(prompt)
-        place = slice(0, count) if has_encoder else slice(width - count, width)
-        ids[line, place], mask[line, place] = torch.tensor(prompt, dtype=torch.long), 1
+    ids, mask = padded(prompts, options["pad_token_id"], next(model.parameters()).device, left=not has_encoder)
     used = options.get("use_cache", models.plain_model(model).generation_config.use_cache)
     written = model.generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
+        input_ids=ids,
+        attention_mask=mask,
         past_key_values=None if used is False else models.empty_cache(model),
         **options,
     )
-    texts: list[list[int]] = written[:, 1 if has_encoder else width :].tolist()
+    texts: list[list[int]] = written[:, 1 if has_encoder else ids.shape[1] :].tolist()
     return texts
 
 
