@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -93,12 +94,14 @@ def generate(
     on_cpu = next(model.parameters()).device.type == "cpu"
     if longest is not None and on_cpu and len(prompts) > batch_size and (kept := position_bytes(model)) is not None:
         batch_size = rows_at_once(batch_size, kept * (len(prompts[order[0]]) + longest))
-    starts = range(0, len(order), batch_size)
+    # PEFT drops the positions of a batch whose prompts have others before them, so that padding would count.
+    padding_counts = models.takes_positions(model) and not has_encoder
+    alike = [list(rows) for _, rows in groupby(order.tolist(), lambda row: padding_counts and len(prompts[row]))]
+    batches = [rows[i : i + batch_size] for rows in alike for i in range(0, len(rows), batch_size)]
     found: dict[int, tuple[list[int], bool]] = {}
-    bar = report.bar(len(starts), "Writing", "batch", stays=False, show=progress)
+    bar = report.bar(len(batches), "Writing", "batch", stays=False, show=progress)
     with torch.inference_mode(), models.quiet(), bar:
-        for start in starts:
-            rows = order[start : start + batch_size]
+        for rows in batches:
             some = [prompts[row] for row in rows]
             if longest is None:
                 written = _by_upstream(model, some, has_encoder, given)
@@ -106,7 +109,7 @@ def generate(
                 written = decode(
                     model, some, _likeliest, ends=ends, pad_id=pad_token_id, max_new_tokens=longest
                 )
-            found |= {int(row): _before_end(text, ends) for row, text in zip(rows, written, strict=True)}
+            found |= {row: _before_end(text, ends) for row, text in zip(rows, written, strict=True)}
             bar.update()
     return [found[row] for row in range(len(prompts))]
 
