@@ -361,6 +361,24 @@ def test_accumulated_passes_are_one_larger_batch(llama: Path, tmp_path: Path) ->
             assert other[key] == pytest.approx(line[key], abs=1e-5, rel=1e-4), key
 
 
+@pytest.mark.parametrize("value_model", ["adapter", "policy_trunk"])
+def test_a_pass_that_is_a_whole_step_is_not_run_twice(value_model: str, llama: Path, tmp_path: Path) -> None:
+    for epochs in (1, 2):
+        whole = {"per_device_train_batch_size": 8, "num_mini_batches": 1, "num_ppo_epochs": epochs}
+        run = make_run(llama, tmp_path, characters, total_episodes=8, value_model=value_model, **whole)
+        rows: list[int] = []
+        head = models.plain_model(run.roles.policy.model).get_output_embeddings()
+        head.register_forward_hook(
+            lambda _, inputs, __, rows=rows: rows.append(len(inputs[0])) if inputs[0].dim() == 2 else None
+        )
+        run.learn()
+        # Log-probabilities of the reference's and the policy's tokens, and those of a second epoch.
+        assert len(rows) == 1 + epochs and len(set(rows)) == 1
+        if epochs == 1:
+            assert run.history[0]["val/ratio"] == 1 and run.history[0]["policy/approxkl_avg"] == 0
+            assert run.history[0]["policy/grad_norm"] > 0
+
+
 def test_activations_computed_again_meet_the_same_adapter(llama: Path, tmp_path: Path) -> None:
     runs = [
         make_run(

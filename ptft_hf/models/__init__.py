@@ -3,7 +3,7 @@
 The rooms behind it, each importing only those before: ``reading`` (references, upstream's errors and noise),
 ``structure`` (trunk, head, layers), ``images`` (image processors), ``inputs`` (tokenizer, padding, length),
 ``vocabulary`` (added tokens), ``quantizing``, ``loading``, ``attention``, ``caching`` (while a text is written),
-``lm_heads`` (logits where they are wanted),
+``lm_heads`` (logits where they are wanted), ``packing`` (linear layers where nothing is trained),
 ``nothing`` (random weights, and a tokenizer of the corpus), ``skeleton`` (an architecture without its weights).
 """
 
@@ -31,6 +31,7 @@ from ptft_hf.models.nothing import (
     tokenizer_fingerprint,
     tokenizer_of,
 )
+from ptft_hf.models.packing import packed_bytes, packed_linears
 from ptft_hf.models.quantizing import dequantize_into, in_dtype, quantized_layers
 from ptft_hf.models.reading import auto_of, from_pretrained, located, quiet, reading, split_revision
 from ptft_hf.models.structure import (
@@ -84,6 +85,8 @@ __all__ = [
     "located",
     "longest_input",
     "made_from_config",
+    "packed_bytes",
+    "packed_linears",
     "plain_model",
     "quantized_layers",
     "quiet",

@@ -230,7 +230,7 @@ class _Run:
         return int(3 * count * longest * self.counter.vocabulary * FLOAT_BYTES)
 
     def written(self, rows: Any, item: int) -> int:
-        """Bytes of keys, values and logits while the longest rows' texts are written."""
+        """Bytes of keys, values, logits and packed weights while the longest rows' texts are written."""
         task, model = self.ready.task, models.plain_model(self.model)
         if not isinstance(task, Summarization) or self.trainer.args.eval_strategy == "no":
             return 0
@@ -242,7 +242,8 @@ class _Run:
             positions += STEPS  # room for more
             if beams == 1 and not torch.cuda.is_available():
                 count = rows_at_once(count, kept * (longest + new))
-        return min(count, len(rows)) * beams * (positions * kept + 3 * FLOAT_BYTES * self.counter.vocabulary)
+        packed = 0 if torch.cuda.is_available() else models.packed_bytes(self.model)
+        return packed + min(count, len(rows)) * beams * (positions * kept + 3 * FLOAT_BYTES * self.counter.vocabulary)
 
 
 def key_value_size(config: Any, item: int) -> int:

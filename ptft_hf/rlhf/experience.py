@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +14,21 @@ if TYPE_CHECKING:
     from ptft_hf.rlhf.ppo import Run
 
 
+BY_TOKEN = ("logprobs", "values", "kl", "advantages", "returns")
+
+
+class Forward(NamedTuple):
+    """A pass of the policy over ``B`` answers of up to ``T`` tokens; each ``[B, T]``, 0 at padding."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor | None
+    """The critic's, if it is a head on the policy's hidden states."""
+
+
 class Experience(NamedTuple):
-    """What an update learns from: ``B`` answers of up to ``T`` tokens; all but ``rollouts`` and ``scores`` are
-    ``[B, T]``, 0 at padding."""
+    """What an update learns from: ``B`` answers of up to ``T`` tokens; all but ``rollouts``, ``scores`` and
+    ``forward`` are ``[B, T]``, 0 at padding."""
 
     rollouts: Rollouts
     scores: Tensor
@@ -26,48 +38,58 @@ class Experience(NamedTuple):
     kl: Tensor
     advantages: Tensor
     returns: Tensor
+    forward: Forward | None = None
+    """The policy's pass over this process's answers, from which ``logprobs`` is, if it is to be the first step's."""
 
     def take(self, rows: Tensor) -> Experience:
         """Some rows, without the columns that are padding in all of them."""
         some = self.rollouts.take(rows)
         length = some.mask.shape[1]
-        return Experience(some, self.scores[rows], *(value[rows, :length] for value in self[2:]))
+        by_token = {name: value[rows, :length] for name, value in self._asdict().items() if name in BY_TOKEN}
+        return Experience(some, self.scores[rows], **by_token)
 
 
-@torch.no_grad()
+def policy_forward(run: Run, model: Any, made: Rollouts) -> Forward:
+    """The policy's pass over answers, while it plays."""
+    states = rollouts.hidden_states(model, made)
+    found = rollouts.answer_logprobs(model, states, made, run.config.temperature)
+    values = run.roles.critic.values(made, states) if run.roles.shares_trunk else None
+    return Forward(*found, values)
+
+
 def make_experience(run: Run, made: Rollouts, scores: list[float]) -> tuple[Experience, dict[str, float]]:
     """Log-probabilities, values, KL, rewards and advantages of all answers, and figures for the log."""
-    config, mask = run.config, made.mask
-    order = sorted(run.share(range(len(mask))), key=lambda i: -int(made.attention[i].sum()))
-    size = run.config.local_rollout_forward_batch_size
+    config, roles, mask = run.config, run.roles, made.mask
+    own = run.share(range(len(mask)))
+    order = sorted(own, key=lambda i: -int(made.attention[i].sum()))
+    size = config.local_rollout_forward_batch_size
     parts = [torch.tensor(order[start : start + size]) for start in range(0, len(order), size)]
     policy, reference, values, entropy = (torch.zeros(mask.shape, device=run.device) for _ in range(4))
 
     def fill(target: Tensor, rows: Tensor, found: Tensor) -> None:
-        target[rows, : found.shape[1]] = found.float()
+        target[rows, : found.shape[1]] = found.detach().float()
 
-    with run.roles.policy.playing() as model, run.autocast():
-        for rows in parts:
-            batch = made.take(rows)
-            states = rollouts.hidden_states(model, batch)
-            found = rollouts.answer_logprobs(model, states, batch, config.temperature)
-            fill(policy, rows, found.logprobs)
-            fill(entropy, rows, found.entropy)
-            if run.roles.shares_trunk:
-                fill(values, rows, run.roles.critic.values(batch, states))
-    with run.roles.reference.playing() as model, run.autocast():
-        for rows in parts:
-            batch = made.take(rows)
-            states = rollouts.hidden_states(model, batch)
-            fill(
-                reference,
-                rows,
-                rollouts.answer_logprobs(model, states, batch, config.temperature).logprobs,
-            )
-    if not run.roles.shares_trunk:
-        with run.roles.critic.playing(), run.autocast():
+    with torch.no_grad():
+        with roles.reference.playing() as model, run.autocast():
             for rows in parts:
-                fill(values, rows, run.roles.critic.values(made.take(rows)))
+                batch = made.take(rows)
+                states = rollouts.hidden_states(model, batch)
+                found = rollouts.answer_logprobs(model, states, batch, config.temperature)
+                fill(reference, rows, found.logprobs)
+        if not roles.shares_trunk:
+            with roles.critic.playing(), run.autocast():
+                for rows in parts:
+                    fill(values, rows, roles.critic.values(made.take(rows)))
+    # Where one pass is all that an update's first step needs, it is this one, which comes last: nothing else runs
+    # while its activations are held.
+    again = config.gradient_checkpointing and run.one_pass
+    with torch.set_grad_enabled(run.one_pass), roles.policy.playing(checkpointing=again) as model, run.autocast():
+        for rows in [torch.tensor(own)] if run.one_pass else parts:
+            forward = policy_forward(run, model, made.take(rows))
+            fill(policy, rows, forward.logprobs)
+            fill(entropy, rows, forward.entropy)
+            if forward.values is not None:
+                fill(values, rows, forward.values)
     policy, reference, values, entropy = (run.summed(v) for v in (policy, reference, values, entropy))
 
     given = torch.tensor(scores, dtype=torch.float32, device=run.device)
@@ -86,4 +108,5 @@ def make_experience(run: Run, made: Rollouts, scores: list[float]) -> tuple[Expe
         "val/explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
         "val/scores_share": share,
     }
-    return Experience(made, given, policy, values, kl, advantages, returns), figures
+    kept = forward if run.one_pass else None
+    return Experience(made, given, policy, values, kl, advantages, returns, kept), figures

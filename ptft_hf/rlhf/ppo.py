@@ -7,8 +7,6 @@ those of one process.
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,8 +18,9 @@ from torch import Tensor
 
 from ptft_hf import checkpoints, models, records, report, training
 from ptft_hf.errors import ModelError, RecipeError
-from ptft_hf.rlhf import doctor, ppo_math, rollouts, saving
-from ptft_hf.rlhf.experience import Experience, make_experience
+from ptft_hf.rlhf import doctor, ppo_math, rollouts, saving, watching
+from ptft_hf.rlhf.experience import make_experience
+from ptft_hf.rlhf.learning import learn_from
 from ptft_hf.rlhf.preparing import (
     Plan,
     Ready,
@@ -36,11 +35,6 @@ from ptft_hf.rlhf.processes import Processes, run_as
 from ptft_hf.rlhf.records import describe, finish, identity
 from ptft_hf.rlhf.rewards import Answered
 from ptft_hf.tasks.prompts import Prompt
-
-SAMPLED_PROMPTS = 8
-"""Held-out prompts on the page of samples."""
-FATAL = "not_a_number"
-"""The finding that always ends a run: from weights that are no numbers none come back."""
 
 
 def train_ppo(
@@ -135,6 +129,8 @@ class Run(Processes):
             )
         self.base_options = {n: v for n, v in plan.task.model.items() if n != "max_length"}
         self.batch, self.step_size = batch_sizes(self.config, self.world)
+        own = len(self.share(range(self.batch)))
+        self.one_pass = self.step_size == self.batch and own <= self.config.per_device_train_batch_size
         self.updates = number_of_updates(self.config, len(ready.prompts), self.world)
         self.trained = self.roles.trained()
         if self.config.gradient_checkpointing:
@@ -180,7 +176,7 @@ class Run(Processes):
         self.findings = doctor.history_of(self.history, config)
         bar = report.bar(self.updates, "PPO", "update", done=self.update, show=self.is_main)
         if self.update == 0 and self.is_main and config.num_sample_generations:
-            self.sample_held_out()
+            watching.sample_held_out(self)
         with bar:
             while self.update < self.updates:
                 # 3.1 The next prompts: each once, in a new order, before any comes again.
@@ -197,30 +193,26 @@ class Run(Processes):
                 experience, figures = make_experience(self, batch.rollouts, scores)
                 sampled = time.perf_counter()
                 # 3.5 Several epochs of minibatches, each an optimizer step on both clipped losses.
-                learnt: list[dict[str, float]] = []
-                for _ in range(config.num_ppo_epochs):
-                    order = torch.randperm(self.batch, generator=self.generator)
-                    for rows in torch.split(order, self.step_size):
-                        learnt.append(self.step(experience, rows))
+                learnt = learn_from(self, experience)
                 # 3.6 The log; the schedule and the KL controller move on.
                 self.update, self.episode = self.update + 1, self.episode + self.batch
-                line = self.figures(experience, figures, learnt, parts, judged)
+                line = watching.figures(self, experience, figures, learnt, parts, judged)
                 line |= {"time/rollout": sampled - began, "time/learning": time.perf_counter() - sampled}
                 self.scheduler.step()
                 if line["objective/kl"] is not None:  # it is no number; the doctor says so
                     self.controller.update(line["objective/kl"], self.batch)
-                self.log(line)
+                watching.log(self, line)
                 shown = {"score": line["objective/scores"], "kl": line["objective/kl"]}
                 bar.set_postfix(
                     {k: "nan" if v is None else f"{v:.3f}" for k, v in shown.items()}, refresh=False
                 )
                 bar.update()
                 # 3.7 The doctor; samples for people; a checkpoint.
-                stop = self.ask_doctor()
-                if self.is_main and self.is_due(config.num_sample_generations):
-                    self.sample_held_out()
-                sound = all(finding["name"] != FATAL for finding in self.findings)
-                if self.is_main and sound and (stop or self.saves_now()):
+                stop = watching.ask_doctor(self)
+                if self.is_main and watching.is_due(self, config.num_sample_generations):
+                    watching.sample_held_out(self)
+                sound = all(finding["name"] != watching.FATAL for finding in self.findings)
+                if self.is_main and sound and (stop or watching.saves_now(self)):
                     saving.save_checkpoint(self, self.folder / "checkpoints")
                 self.accelerator.wait_for_everyone()
                 if stop:
@@ -278,151 +270,6 @@ class Run(Processes):
         count = len(batch.answers)
         found = {name: self.gathered(scores, count) for name, scores in parts.items()}
         return found, None if judged is None else self.gathered(judged, count)
-
-    # ---- 3.5: one optimizer step ----
-
-    def step(self, experience: Experience, rows: Tensor) -> dict[str, float]:
-        """An optimizer step on one minibatch, ``rows`` of the update's answers.
-
-        Its loss is the mean over all tokens of the minibatch, however they fall into passes and processes. Returns
-        means over these tokens, and the gradients' norms before they are clipped.
-        """
-        config, tokens = self.config, experience.rollouts.mask[rows].sum()
-        sums: dict[str, Tensor] = {}
-        for part in torch.split(rows[self.rank :: self.world], config.per_device_train_batch_size):
-            batch = experience.take(part)
-            for name, value in self.backward(batch, tokens).items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
-        norms = {}
-        for name, parameters in self.trained.items():
-            own = [p for p in parameters.values() if p.grad is not None]
-            self.add_up_gradients(own)
-            norm = (
-                torch.nn.utils.clip_grad_norm_(own, config.max_grad_norm or math.inf)
-                if own
-                else torch.zeros(())
-            )
-            norms["policy/grad_norm" if name == "policy" else "val/grad_norm"] = norm.item()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        names = list(sums)
-        totals = self.summed(torch.stack([sums[name] for name in names])) / tokens
-        return {**dict(zip(names, totals.tolist(), strict=True)), **norms}
-
-    def backward(self, batch: Experience, tokens: Tensor) -> dict[str, Tensor]:
-        """Gradients of one pass, added to those of the passes before; returns sums over its tokens.
-
-        Each part's backward pass happens while it plays: what is computed again for it meets the same adapter.
-        """
-        config, mask, critic = self.config, batch.rollouts.mask, self.roles.critic
-        value: ppo_math.Clipped | None = None
-
-        def value_losses(values: Tensor) -> ppo_math.Clipped:
-            given = (batch.values, batch.returns, mask, config.cliprange_value)
-            return ppo_math.value_losses(values, *given)
-
-        with self.roles.policy.playing(checkpointing=config.gradient_checkpointing) as model:
-            with self.autocast():
-                states = rollouts.hidden_states(model, batch.rollouts)
-                now = rollouts.answer_logprobs(model, states, batch.rollouts, config.temperature)
-                policy = ppo_math.policy_losses(
-                    now.logprobs, batch.logprobs, batch.advantages, mask, config.cliprange
-                )
-                loss = policy.losses.sum() / tokens
-                if self.roles.shares_trunk:
-                    value = value_losses(critic.values(batch.rollouts, states))
-                    loss = loss + config.vf_coef * value.losses.sum() / tokens
-            loss.backward()  # type: ignore[no-untyped-call]
-        if value is None:
-            with critic.playing(checkpointing=config.gradient_checkpointing):
-                with self.autocast():
-                    value = value_losses(critic.values(batch.rollouts))
-                (config.vf_coef * value.losses.sum() / tokens).backward()  # type: ignore[no-untyped-call]
-        difference = (now.logprobs - batch.logprobs).detach() * mask
-        return {
-            "loss/policy_avg": policy.losses.sum(),
-            "loss/value_avg": value.losses.sum(),
-            "policy/clipfrac_avg": policy.clipped.sum(),
-            "val/clipfrac_avg": value.clipped.sum(),
-            "policy/approxkl_avg": 0.5 * (difference**2).sum(),
-            "val/ratio": (difference.exp() * mask).sum(),
-        }
-
-    # ---- 3.6 and 3.7: the log, the doctor, samples ----
-
-    def figures(
-        self,
-        experience: Experience,
-        figures: Mapping[str, float],
-        learnt: Sequence[Mapping[str, float]],
-        parts: Mapping[str, list[float]],
-        judged: list[float] | None,
-    ) -> dict[str, Any]:
-        """One line of ``metrics.jsonl``; the names are TRL's where it had them."""
-        mask, kl = experience.rollouts.mask, experience.kl.sum(1).mean().item()
-        score, coefficient = experience.scores.mean().item(), self.controller.value
-        line: dict[str, Any] = {
-            "update": self.update,
-            "episode": self.episode,
-            "objective/scores": score,
-            "objective/kl": kl,
-            "objective/kl_coef": coefficient,
-            "objective/non_score_reward": -coefficient * kl,
-            "objective/rlhf_reward": score - coefficient * kl,
-            **figures,
-            **{name: sum(step[name] for step in learnt) / len(learnt) for name in learnt[0]},
-            "val/answer_length": mask.sum(1).float().mean().item(),
-            "val/ended": experience.rollouts.ended.float().mean().item(),
-            "lr": self.optimizer.param_groups[0]["lr"],
-        }
-        if judged is not None:
-            line["objective/judge"] = sum(judged) / len(judged)
-        if len(parts) > 1:
-            line |= {f"reward/{name}": sum(scores) / len(scores) for name, scores in parts.items()}
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-
-    def log(self, line: dict[str, Any]) -> None:
-        self.history.append({name: value for name, value in line.items() if not name.startswith("time/")})
-        if self.is_main:
-            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def ask_doctor(self) -> str | None:
-        """Say what is newly found; returns what is to end the run."""
-        known = {finding["name"] for finding in self.findings}
-        stop = None
-        for finding in doctor.examine(self.history, self.config):
-            if finding.name not in known:
-                self.findings.append({"name": finding.name, "update": self.update, "text": str(finding)})
-                if self.is_main:
-                    report.say(f"doctor, update {self.update}: {finding}", style="yellow")
-            if {finding.name, "all"} & {*self.config.stop_on, FATAL}:
-                stop = stop or str(finding)
-        return stop
-
-    def is_due(self, times: int) -> bool:
-        """Whether this update is one of so many, spread evenly, of which the last is the run's last."""
-        return times > 0 and self.update * times // self.updates > (self.update - 1) * times // self.updates
-
-    def saves_now(self) -> bool:
-        steps = self.config.save_steps
-        every = max(1, round(steps * self.updates)) if 0 < steps < 1 else int(steps)
-        return every > 0 and (self.update % every == 0 or self.update == self.updates)
-
-    def sample_held_out(self) -> None:
-        """Answers to some held-out prompts, always with the same random numbers, for the page of samples."""
-        prompts = self.ready.held_out[:SAMPLED_PROMPTS]
-        draw = torch.Generator().manual_seed(self.plan.seed)
-        batch = self.answer(
-            prompts, torch.rand(len(prompts), self.config.response_length, generator=draw), alone=True
-        )
-        parts = self.ready.reward.parts(batch)
-        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-            for i, prompt in enumerate(prompts):
-                scores = {name: values[i] for name, values in parts.items()}
-                entry = {"update": self.update, "prompt": prompt.text, "reference": prompt.reference}
-                file.write(json.dumps({**entry, "answer": batch.answers[i], "scores": scores}) + "\n")
-
 
 def main() -> None:
     """``torchrun -m ptft_hf.rlhf.ppo ...`` is ``ptft ppo ...`` in several processes."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ptft_hf.errors import ModelError
-from ptft_hf.models import plain_model, trunk_of
+from ptft_hf.models import packed_linears, plain_model, trunk_of
 from ptft_hf.models.decoding import decode
 from ptft_hf.models.lm_heads import CHUNK, lm_logits
 from ptft_hf.rlhf.ppo_math import entropy_from_logits
@@ -108,23 +108,19 @@ def generate(
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        drawn = uniforms[rows].to(next(model.parameters()).device)
+    device, longest = next(model.parameters()).device, uniforms.shape[1]
+    with packed_linears(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            drawn = uniforms[rows].to(device)
 
-        def choose(logits: Tensor, which: Tensor, step: int, drawn: Tensor = drawn) -> Tensor:
-            return sample(logits, drawn[which, step], temperature)
+            def choose(logits: Tensor, which: Tensor, step: int, drawn: Tensor = drawn) -> Tensor:
+                return sample(logits, drawn[which, step], temperature)
 
-        sampled = decode(
-            model,
-            [prompts[i] for i in rows],
-            choose,
-            ends=end_ids,
-            pad_id=pad_id,
-            max_new_tokens=uniforms.shape[1],
-        )
-        for row, tokens in zip(rows, sampled, strict=True):
-            answers[row] = tokens
+            some = [prompts[i] for i in rows]
+            sampled = decode(model, some, choose, ends=end_ids, pad_id=pad_id, max_new_tokens=longest)
+            for row, tokens in zip(rows, sampled, strict=True):
+                answers[row] = tokens
     return answers
 
 

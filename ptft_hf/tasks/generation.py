@@ -100,15 +100,13 @@ def generate(
     batches = [rows[i : i + batch_size] for rows in alike for i in range(0, len(rows), batch_size)]
     found: dict[int, tuple[list[int], bool]] = {}
     bar = report.bar(len(batches), "Writing", "batch", stays=False, show=progress)
-    with torch.inference_mode(), models.quiet(), bar:
+    with torch.inference_mode(), models.quiet(), bar, models.packed_linears(model):
         for rows in batches:
             some = [prompts[row] for row in rows]
             if longest is None:
                 written = _by_upstream(model, some, has_encoder, given)
             else:
-                written = decode(
-                    model, some, _likeliest, ends=ends, pad_id=pad_token_id, max_new_tokens=longest
-                )
+                written = decode(model, some, _likeliest, ends=ends, pad_id=pad_token_id, max_new_tokens=longest)
             found |= {row: _before_end(text, ends) for row, text in zip(rows, written, strict=True)}
             bar.update()
     return [found[row] for row in range(len(prompts))]

@@ -1,0 +1,94 @@
+"""Step 3.5 of PPO: optimizer steps on an update's experience."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ptft_hf.rlhf import ppo_math
+from ptft_hf.rlhf.experience import Experience, Forward, policy_forward
+
+if TYPE_CHECKING:
+    from ptft_hf.rlhf.ppo import Run
+
+
+def learn_from(run: Run, experience: Experience) -> list[dict[str, float]]:
+    """Epochs of minibatches in new orders; what :func:`step` returns of each."""
+    learnt: list[dict[str, float]] = []
+    first, experience = experience.forward, experience._replace(forward=None)
+    for _ in range(run.config.num_ppo_epochs):
+        order = torch.randperm(run.batch, generator=run.generator)
+        for rows in torch.split(order, run.step_size):
+            if first is not None:  # a minibatch of all rows, whose order is that of the pass
+                rows = rows.sort().values
+            learnt.append(step(run, experience, rows, first))
+            first = None
+    return learnt
+
+
+def step(run: Run, experience: Experience, rows: Tensor, forward: Forward | None = None) -> dict[str, float]:
+    """An optimizer step on one minibatch, ``rows`` of the update's answers.
+
+    Its loss is the mean over all tokens of the minibatch, however they fall into passes and processes. Returns means
+    over these tokens, and the gradients' norms before they are clipped. ``forward`` is the policy's pass over this
+    process's rows, if it has run.
+    """
+    config, tokens = run.config, experience.rollouts.mask[rows].sum()
+    sums: dict[str, Tensor] = {}
+    for part in torch.split(rows[run.rank :: run.world], config.per_device_train_batch_size):
+        batch = experience.take(part)
+        for name, value in _backward(run, batch, tokens, forward).items():
+            sums[name] = sums.get(name, torch.zeros((), device=run.device)) + value.detach()
+    norms = {}
+    for name, parameters in run.trained.items():
+        own = [p for p in parameters.values() if p.grad is not None]
+        run.add_up_gradients(own)
+        norm = (
+            torch.nn.utils.clip_grad_norm_(own, config.max_grad_norm or math.inf) if own else torch.zeros(())
+        )
+        norms["policy/grad_norm" if name == "policy" else "val/grad_norm"] = norm.item()
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    names = list(sums)
+    totals = run.summed(torch.stack([sums[name] for name in names])) / tokens
+    return {**dict(zip(names, totals.tolist(), strict=True)), **norms}
+
+
+def _backward(run: Run, batch: Experience, tokens: Tensor, forward: Forward | None) -> dict[str, Tensor]:
+    """Gradients of one pass, added to those of the passes before; returns sums over its tokens.
+
+    Each part's backward pass happens while it plays: what is computed again for it meets the same adapter.
+    """
+    config, mask, critic = run.config, batch.rollouts.mask, run.roles.critic
+    value: ppo_math.Clipped | None = None
+
+    def value_losses(values: Tensor) -> ppo_math.Clipped:
+        return ppo_math.value_losses(values, batch.values, batch.returns, mask, config.cliprange_value)
+
+    with run.roles.policy.playing(checkpointing=config.gradient_checkpointing) as model:
+        with run.autocast():
+            now = forward or policy_forward(run, model, batch.rollouts)
+            logprobs = now.logprobs
+            policy = ppo_math.policy_losses(logprobs, batch.logprobs, batch.advantages, mask, config.cliprange)
+            loss = policy.losses.sum() / tokens
+            if now.values is not None:
+                value = value_losses(now.values)
+                loss = loss + config.vf_coef * value.losses.sum() / tokens
+        loss.backward()  # type: ignore[no-untyped-call]
+    if value is None:
+        with critic.playing(checkpointing=config.gradient_checkpointing):
+            with run.autocast():
+                value = value_losses(critic.values(batch.rollouts))
+            (config.vf_coef * value.losses.sum() / tokens).backward()  # type: ignore[no-untyped-call]
+    difference = (logprobs - batch.logprobs).detach() * mask
+    return {
+        "loss/policy_avg": policy.losses.sum(),
+        "loss/value_avg": value.losses.sum(),
+        "policy/clipfrac_avg": policy.clipped.sum(),
+        "val/clipfrac_avg": value.clipped.sum(),
+        "policy/approxkl_avg": 0.5 * (difference**2).sum(),
+        "val/ratio": (difference.exp() * mask).sum(),
+    }
