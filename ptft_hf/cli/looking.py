@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptft_hf.cli.options import Adapter, Model, Set, Task, app, keep_freed_memory
-from ptft_hf.errors import DataError
+from ptft_hf.cli.options import Set, Task, app, keep_freed_memory
+from ptft_hf.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from ptft_hf.planning import Forecast
 
 
 @app.command()
 def plan(
-    model: Model,
     task: Task,
-    adapter: Adapter,
+    model: Annotated[str | None, typer.Option(help="As in `ptft train`.")] = None,
+    policy: Annotated[str | None, typer.Option(help="As in `ptft ppo`, of which this is the forecast then.")] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(metavar="[WEIGHT*]SOURCE[#LABEL]", help="As in `ptft ppo`.")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="As in `ptft ppo`.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="As in `ptft train` or `ptft ppo`.")] = None,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="What there is, such as 16GiB; by default what is free here.")
     ] = None,
@@ -28,31 +36,88 @@ def plan(
     set_: Set = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Forecast memory, time and disk of a run with these arguments, and what to change to fit. Loads no weights."""
+    """Forecast memory, time and disk of a run with these arguments, and what to change to fit. Loads no weights.
+
+    Of `ptft train` with --model, of `ptft ppo` with --policy (memory and disk).
+    """
     import json
 
-    from ptft_hf import recipes
-
-    if recipes.saved_adapter_kind(adapter) is None:
-        recipes.load_run(task, adapter, set_ or [])  # every fault of the recipes, before torch is imported
-    from ptft_hf import planning, report
-    from ptft_hf.planning import showing
-
-    keep_freed_memory()
-    found = planning.plan(
-        model=model,
-        task=task,
-        adapter=adapter,
-        seed=seed,
-        settings=set_ or [],
-        probe=probe,
-        memory=memory,
-        gflops=gflops,
-    )
+    of_policy, of_model = {"--reward": reward, "--judge": judge}, {"--probe": probe, "--gflops": gflops}
+    _check_plan(model, policy, adapter, of_policy, of_model)
+    sets = set_ or []
+    if policy is not None:
+        found = _plan_ppo(policy, reward or [], task, adapter, judge, seed, sets, memory)
+    else:
+        assert model is not None and adapter is not None
+        found = _plan_training(model, task, adapter, seed, sets, probe, memory, gflops)
     if as_json:
         print(json.dumps(found.to_dict()))
     else:
+        from ptft_hf import report
+        from ptft_hf.planning import showing
+
         showing.show(report.results(), found)
+
+
+def _check_plan(
+    model: str | None,
+    policy: str | None,
+    adapter: str | None,
+    of_policy: dict[str, Any],
+    of_model: dict[str, Any],
+) -> None:
+    """Refuse what belongs to the other kind of run.
+
+    Raises:
+        RecipeError: All that is wrong.
+    """
+    if (model is None) == (policy is None):
+        raise RecipeError("name one: --model, the checkpoint of a training run, or --policy, that of a run of PPO")
+    kind, other = ("--model", of_policy) if policy is None else ("--policy", of_model)
+    faults = [f"{name}: has no effect with {kind}" for name, value in other.items() if value]
+    if policy is None and adapter is None:
+        faults.append("--adapter: is missing; full/default trains all weights, `ptft ls adapters` lists the others")
+    if faults:
+        raise RecipeError(*faults)
+
+
+def _plan_training(
+    model: str,
+    task: str,
+    adapter: str,
+    seed: int,
+    sets: list[str],
+    probe: bool,
+    memory: str | None,
+    gflops: float | None,
+) -> Forecast:
+    from ptft_hf import recipes
+
+    if recipes.saved_adapter_kind(adapter) is None:
+        recipes.load_run(task, adapter, sets)  # every fault of the recipes, before torch is imported
+    from ptft_hf import planning
+
+    keep_freed_memory()
+    given: dict[str, Any] = {"seed": seed, "settings": sets, "probe": probe, "memory": memory, "gflops": gflops}
+    return planning.plan(model=model, task=task, adapter=adapter, **given)
+
+
+def _plan_ppo(
+    policy: str,
+    reward: list[str],
+    task: str,
+    adapter: str | None,
+    judge: str | None,
+    seed: int,
+    sets: list[str],
+    memory: str | None,
+) -> Forecast:
+    from ptft_hf.planning.machine import parse_size
+    from ptft_hf.rlhf.forecasting import plan_ppo
+
+    keep_freed_memory()
+    given: dict[str, Any] = {"reward": reward, "adapter": adapter, "judge": judge, "seed": seed, "settings": sets}
+    return plan_ppo(policy=policy, task=task, limit=parse_size(memory) if memory else None, **given)
 
 
 @app.command()

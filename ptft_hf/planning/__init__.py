@@ -4,7 +4,7 @@
 same from inside a run. The rooms behind them, each importing only those before: ``counting`` (tensors without
 values), ``skeletons`` (a run's model of such), ``batches`` (which ones a run sees), ``sums`` (the run's own steps on
 them), ``machine`` (free memory, speed), ``memory`` and ``timing`` (arithmetic), ``forecasts`` (the result),
-``probing`` (the largest batch, tried), ``showing``. Of PPO there is no forecast.
+``probing`` (the largest batch, tried), ``showing``. That of PPO is in :mod:`ptft_hf.rlhf.forecasting`.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def step(run: Run, experience: Experience, rows: Tensor, forward: Forward | None
     sums: dict[str, Tensor] = {}
     for part in torch.split(rows[run.rank :: run.world], config.per_device_train_batch_size):
         batch = experience.take(part)
-        for name, value in _backward(run, batch, tokens, forward).items():
+        for name, value in backward(run, batch, tokens, forward).items():
             sums[name] = sums.get(name, torch.zeros((), device=run.device)) + value.detach()
     norms = {}
     for name, parameters in run.trained.items():
@@ -57,7 +57,7 @@ def step(run: Run, experience: Experience, rows: Tensor, forward: Forward | None
     return {**dict(zip(names, totals.tolist(), strict=True)), **norms}
 
 
-def _backward(run: Run, batch: Experience, tokens: Tensor, forward: Forward | None) -> dict[str, Tensor]:
+def backward(run: Run, batch: Experience, tokens: Tensor, forward: Forward | None) -> dict[str, Tensor]:
     """Gradients of one pass, added to those of the passes before; returns sums over its tokens.
 
     Each part's backward pass happens while it plays: what is computed again for it meets the same adapter.

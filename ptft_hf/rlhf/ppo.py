@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ptft_hf import checkpoints, models, records, report, training
 from ptft_hf.errors import ModelError, RecipeError
-from ptft_hf.rlhf import doctor, ppo_math, rollouts, saving, watching
+from ptft_hf.planning import showing
+from ptft_hf.rlhf import doctor, forecasting, ppo_math, rollouts, saving, watching
 from ptft_hf.rlhf.experience import make_experience
 from ptft_hf.rlhf.learning import learn_from
 from ptft_hf.rlhf.preparing import (
@@ -92,8 +93,11 @@ def train_ppo(
     run = Run(plan, ready, folder)
     written = identity(run)
     start = records.find_start(folder, written, run.is_main) if resume else None
+    forecast = forecasting.before_run(run) if run.is_main else None
     if run.is_main:
         describe(run)
+        if forecast is not None:
+            showing.before_training(forecast)
         records.begin(folder, written, start, overwrite and not resume)
     run.accelerator.wait_for_everyone()
 
@@ -107,7 +111,7 @@ def train_ppo(
 
     # 4. Save beside the final place, prove, and only then move into it.
     if run.is_main:
-        finish(run)
+        finish(run, forecast)
     run.accelerator.wait_for_everyone()
     return checkpoints.read_json(folder / "run.json")
 

@@ -86,7 +86,7 @@ def make_plan(
             raise AdapterError(
                 f"{policy}: is an adapter already, and is trained further; leave out the adapter recipe"
             )
-        start, adapter, base = Path(reference), *_of_folder(Path(reference))
+        start, adapter, base = Path(reference), *of_adapter_folder(Path(reference))
     elif adapter is None:
         adapter = DEFAULT_ADAPTER
     elif not isinstance(adapter, str | Path | AdapterRecipe):
@@ -95,7 +95,7 @@ def make_plan(
     return Plan(reference, base, start, the_task, the_adapter, config, given_rewards, judge, seed)
 
 
-def _of_folder(folder: Path) -> tuple[AdapterRecipe, str]:
+def of_adapter_folder(folder: Path) -> tuple[AdapterRecipe, str]:
     """The recipe of an adapter that was saved, and its base."""
     if (folder / "run.json").is_file():
         run = checkpoints.read_json(folder / "run.json")
@@ -110,8 +110,11 @@ def _of_folder(folder: Path) -> tuple[AdapterRecipe, str]:
     return adapters.recipe_of_config(config), str(base)
 
 
-def prepare(plan: Plan, source: Any = None) -> Ready:
+def prepare(plan: Plan, source: Any = None, loader: Any = models) -> Ready:
     """Prompts, models and rewards, in this order, each checked before the next is loaded.
+
+    ``loader`` has ``load_model``; another one than that of :mod:`ptft_hf.models` is for a forecast, and rewards are
+    not loaded then.
 
     Raises:
         PtftError: A subclass says what is wrong.
@@ -122,7 +125,7 @@ def prepare(plan: Plan, source: Any = None) -> Ready:
     family = Prompts(plan.task)
     splits = family.load_splits(source, plan.seed)
     options = {name: value for name, value in plan.task.model.items() if name != "max_length"}
-    loaded = roles.load_base(plan.base, plan.adapter, uses_bf16(plan.config), **options)
+    loaded = roles.load_base(plan.base, plan.adapter, uses_bf16(plan.config), loader, **options)
     if loaded.new:
         raise ModelError(
             f"{plan.base}: no language model: {sorted(loaded.new)[:3]} are not in the checkpoint"
@@ -152,35 +155,37 @@ def prepare(plan: Plan, source: Any = None) -> Ready:
     ends = end_tokens(loaded.model, tokenizer, plan.config)
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     torch.manual_seed(plan.seed)
-    parts, reward, judge = _parts_and_rewards(plan, loaded.model.to(device))
+    parts = build_roles(plan, loaded.model.to(device))
+    reward, judge = _rewards(plan, parts) if loader is models else (rewards.WeightedSum([], []), None)
     prints = {name: data.fingerprint(getattr(splits, name)) for name in ("train", "validation")}
     return Ready(parts, tokenizer, ends, prompts, held_out, reward, judge, facts, prints, notes)
 
 
-def _parts_and_rewards(
-    plan: Plan, base: Any
-) -> tuple[roles.Roles, rewards.WeightedSum, rewards.WeightedSum | None]:
+def build_roles(plan: Plan, base: Any) -> roles.Roles:
+    """The parts of a run, as adapters of its base or as models of their own."""
+    if not isinstance(plan.adapter, PeftRecipe):
+        return roles.in_full(base, value_model=plan.config.value_model)
+    options: dict[str, Any] = {"reward": reward_on_base(plan), "value_model": plan.config.value_model}
+    return roles.on_one_base(base, plan.adapter, plan.given, **options)
+
+
+def reward_on_base(plan: Plan) -> Path | None:
+    """The reward that is an adapter on the policy's base: the first that is; further ones are models of their own."""
     peft_type = plan.adapter.peft_type if isinstance(plan.adapter, PeftRecipe) else None
     specs = [rewards.parse(str(r)) for r in plan.reward if isinstance(r, str | Path)]
-    on_base = [
-        Path(spec.source)
-        for spec in specs
-        if spec.label is None and roles.is_reward_adapter(Path(spec.source), plan.base, peft_type)
-    ]
-    shared = on_base[0] if on_base else None  # further ones are models of their own
-    if isinstance(plan.adapter, PeftRecipe):
-        options: dict[str, Any] = {"reward": shared, "value_model": plan.config.value_model}
-        parts = roles.on_one_base(base, plan.adapter, plan.given, **options)
-    else:
-        parts = roles.in_full(base, value_model=plan.config.value_model)
-    size = plan.config.local_rollout_forward_batch_size
+    folders = [Path(spec.source) for spec in specs if spec.label is None]
+    return next((folder for folder in folders if roles.is_reward_adapter(folder, plan.base, peft_type)), None)
+
+
+def _rewards(plan: Plan, parts: roles.Roles) -> tuple[rewards.WeightedSum, rewards.WeightedSum | None]:
+    size, shared = plan.config.local_rollout_forward_batch_size, reward_on_base(plan)
 
     def role_of(folder: Path) -> roles.Role | None:
         return parts.reward if folder == shared else None
 
     reward = rewards.build(plan.reward, role_of, size)
     judge = None if plan.judge is None else rewards.build([plan.judge], lambda _: None, size, "--judge")
-    return parts, reward, judge
+    return reward, judge
 
 
 def _noted(found: tuple[list[Prompt], list[str]], split: str, notes: list[str]) -> list[Prompt]:

@@ -10,6 +10,7 @@ from typing import Any
 from ptft_hf import checkpoints, models, report
 from ptft_hf import records as run_records
 from ptft_hf.errors import OutputError
+from ptft_hf.planning import Forecast
 from ptft_hf.rlhf import reporting, saving
 from ptft_hf.rlhf.preparing import learning_rates
 
@@ -62,13 +63,14 @@ def describe(run: Any) -> None:
         report.say(f"  prompt: {prompt.text[-200:]!r}", style="dim")
 
 
-def finish(run: Any) -> None:
+def finish(run: Any, forecast: Forecast | None = None) -> None:
     """Save, prove, and move into place, ``run.json`` last."""
     folder, staging = run.folder, run.folder / checkpoints.STAGING
     peak = run_records.peak_memory_mb()
     shutil.rmtree(staging, ignore_errors=True)
     saving.save_policy(run, staging)
     record = make_record(run, peak)
+    record["forecast"] = None if forecast is None else forecast.to_dict()
     record["proof"] = saving.prove(run, staging)
     reporting.curves(run.history, staging / "curves.png")
     page = reporting.samples_page(reporting.read_lines(folder / "samples.jsonl"))

@@ -192,6 +192,7 @@ def final_table(run: Mapping[str, Any]) -> None:
         f"{facts['updates']:,} updates of {facts['answers_per_update']:,} answers in {facts['seconds']:.1f} s; "
         f"{parameters['trainable']:,} of {parameters['total']:,} parameters trained; peak memory "
         f"{facts['peak_memory_mb']:,.0f} MB, {report.size(facts['bytes_on_disk'])} on disk\n"
+        f"{report.beside_forecast(run.get('forecast'), facts)}"
         f"saved in {escape(run['output_dir'])} and proven: loaded back, the policy's logits on {proof['examples']} "
         f"prompts differ by {proof['max_difference']} from those of the trained one",
         soft_wrap=True,

@@ -363,10 +363,13 @@ def add_reward(model: Any, folder: Path, weights: Mapping[str, Tensor], head: nn
     return head
 
 
-def load_base(reference: str, recipe: AdapterRecipe, bf16: bool, **options: Any) -> models.LoadedModel:
+def load_base(
+    reference: str, recipe: AdapterRecipe, bf16: bool, loader: Any = models, **options: Any
+) -> models.LoadedModel:
     """The causal LM; frozen weights in bfloat16 where that is asked for, weights that are trained in float32."""
     if bf16 and not recipe.trains_weights:
         options.setdefault("dtype", "bfloat16")
-    return models.load_model(
+    found: models.LoadedModel = loader.load_model(
         reference, "AutoModelForCausalLM", config={}, quantization=recipe.quantization, **options
     )
+    return found

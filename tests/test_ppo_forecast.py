@@ -1,0 +1,151 @@
+"""What PPO will take: sums by hand, and that a forecast never harms a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+import yaml
+
+from ptft_hf.errors import ModelError, RecipeError
+from ptft_hf.planning import Forecast
+from ptft_hf.rlhf import forecasting
+from tests.commands import Ptft, ptft  # noqa: F401
+from tests.ppo_runs import QUICK, length, make_language_model, metrics, prompts, recipe, run_ppo
+from tests.test_ppo import LORA, language_model, llama, reward_folder  # noqa: F401
+from tests.tiny import make_checkpoint
+
+# ruff: noqa: F811 - fixtures are imported, and then named as parameters
+
+
+def planned(policy: Path, reward: Any = length, adapter: Any = LORA, **settings: Any) -> Forecast:
+    return forecasting.plan_ppo(
+        policy=policy,
+        reward=reward,
+        task=recipe(),
+        adapter=adapter,
+        data=prompts(),
+        settings={**QUICK, **settings},
+        limit=10**9,
+    )
+
+
+def numbers(folder: Path) -> int:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_terms_are_those_of_a_hand(llama: Path) -> None:
+    base = numbers(llama)
+    config = transformers.AutoConfig.from_pretrained(llama)
+    h, layers, r = config.hidden_size, config.num_hidden_layers, 8
+    kv = h // config.num_attention_heads * config.num_key_value_heads
+    adapter = layers * r * ((h + h) + (h + kv))  # PEFT's choice for this architecture: queries and values
+    head = h + 1
+    found = planned(llama)
+    learning, writing = found.stages["learning"], found.stages["answers"]
+    # The policy's adapter and the critic's; the reference is the bare base.
+    assert learning["weights"] == pytest.approx(4 * (base + 2 * adapter + head), rel=0.002)  # and a few buffers
+    trained = 2 * adapter + head
+    assert learning["optimizer"] == pytest.approx(2 * 4 * trained, rel=0.02)  # two moments, and the steps
+    assert found.disk["policy and critic"] - forecasting.TOKENIZER_FILES == 4 * trained
+    # Eight prompts of up to n tokens, six more, and room for STEPS: keys and values of each layer; logits as they are
+    # and twice in double precision beside the chances.
+    n = found.longest[1] - 6
+    kept = 8 * (n + 6 + forecasting.STEPS) * 2 * layers * kv * 4
+    assert writing["texts being written"] == kept + 8 * config.vocab_size * (4 + 3 * 8)
+    assert found.steps == 5 and found.longest[0] == 4
+
+
+def test_what_costs_more_is_forecast_to(llama: Path) -> None:
+    adapter, trunk = planned(llama), planned(llama, value_model="policy_trunk")
+    full = planned(llama, adapter="full/default", learning_rate=1e-4)
+    accumulated = planned(llama, gradient_accumulation_steps=2, num_mini_batches=1)
+    larger = planned(llama, per_device_train_batch_size=8, num_mini_batches=1)
+    assert trunk.stages["learning"]["optimizer"] < adapter.stages["learning"]["optimizer"]
+    assert full.stages["learning"]["weights"] > 2.5 * adapter.stages["learning"]["weights"]
+    terms, more = adapter.stages["learning"], accumulated.stages["learning"]
+    assert more["gradients"] > terms.get("gradients", 0)
+    assert larger.stages["learning"]["activations"] > 1.7 * terms["activations"]
+    checkpoints = planned(llama, save_steps=1)
+    one = adapter.disk["policy and critic"] - forecasting.TOKENIZER_FILES + terms["optimizer"]
+    assert checkpoints.disk["checkpoints"] == checkpoints.disk["being written"] == one
+
+
+def test_a_reward_on_the_base_is_counted_once_and_another_model_for_itself(llama: Path, tmp_path: Path) -> None:
+    alone = planned(llama)
+    on_base = planned(llama, str(reward_folder(llama, tmp_path / "reward")))
+    assert forecasting.REWARDS not in on_base.stages["loading"]
+    assert on_base.stages["loading"]["weights"] > alone.stages["loading"]["weights"]
+    other = make_checkpoint("bert", tmp_path / "bert", auto="AutoModelForSequenceClassification")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(other)
+    size = sum(p.numel() for p in model.parameters())
+    found = planned(llama, [f"{other}#LABEL_1", length])
+    assert found.stages["loading"][forecasting.REWARDS] == 4 * size
+    assert "what a reward in Python holds is not known" in found.notes
+
+
+def test_a_run_says_what_was_forecast_and_is_the_same_with_it(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = run_ppo(llama, tmp_path / "with", adapter=LORA)
+    said = record["forecast"]
+    assert said["steps"] == 5 and said["stages_mb"]["learning"]["activations"] > 0
+    assert "forecast: peak memory" in capsys.readouterr().out
+
+    def broken(*_: Any) -> None:
+        raise ValueError("cannot be counted")
+
+    monkeypatch.setattr(forecasting, "_count", broken)
+    record = run_ppo(llama, tmp_path / "without", adapter=LORA)
+    assert record["forecast"] is None
+    assert "no forecast of memory: ValueError: cannot be counted" in capsys.readouterr().err
+    assert metrics(tmp_path / "with") == metrics(tmp_path / "without")
+    with pytest.raises(ModelError, match=r"cannot be run without its weights.*cannot be counted"):
+        planned(llama)
+
+
+def test_a_policy_that_is_an_adapter_brings_its_reference(llama: Path, tmp_path: Path) -> None:
+    run_ppo(llama, tmp_path / "run", adapter=LORA, total_episodes=8)
+    new, further = planned(llama), planned(tmp_path / "run", adapter=None)
+    assert further.stages["loading"]["weights"] > new.stages["loading"]["weights"]
+
+
+def test_the_command(ptft: Ptft, llama: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"the film {i}"} for i in range(8)]
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    task = tmp_path / "task.yaml"
+    given = {"family": "prompts", "leakage": "warn", "data": {"path": "json", "data_files": files}}
+    task.write_text(yaml.safe_dump(given), encoding="utf-8")
+    flags = ["--policy", llama, "--task", task]
+    shown = ptft("plan", *flags, "--memory", "64GiB")
+    assert shown.code == 0, shown.err
+    assert "it fits in 68,719 MB" in shown.out and "of PPO there is no forecast of time" in shown.out
+    found = json.loads(ptft("plan", *flags, "--reward", "tests.ppo_runs:length", "--json").out)
+    assert found["seconds"] is None and found["peak_memory_mb"] > found["stages_mb"]["loading"]["baseline"]
+    for wrong, message in (
+        (["--task", task], "name one: --model"),
+        ([*flags, "--model", llama], "name one: --model"),
+        ([*flags, "--probe"], "--probe: has no effect with --policy"),
+        (["--model", llama, "--task", task, "--reward", "x:y"], "--adapter: is missing"),
+    ):
+        refused = ptft("plan", *wrong)
+        assert refused.code != 0 and message in refused.err, refused.err
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2", "gemma"])
+def test_of_other_decoders(name: str, tmp_path: Path) -> None:
+    folder = make_language_model(name, tmp_path / name)
+    found = planned(folder)
+    assert found.stages["loading"]["weights"] > 4 * numbers(folder)
+    assert found.fits
+
+
+def test_bad_settings_are_refused_before_anything_is_counted(llama: Path) -> None:
+    with pytest.raises(RecipeError, match="kl_coeff"):
+        planned(llama, kl_coeff=0.1)
