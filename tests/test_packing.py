@@ -71,6 +71,17 @@ def test_with_gradients_and_under_autocast_layers_are_as_they_were(layers: Layer
     assert torch.equal(layers.first.weight.grad, expected)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_in_bfloat16_results_are_exact(layers: Layers, autocast: bool) -> None:
+    layers.to(torch.bfloat16)
+    inputs = torch.randn(8, 256) if autocast else torch.randn(8, 256, dtype=torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = [layers.first(inputs), layers.second(inputs)]
+        with models.packed_linears(layers):
+            assert packed(layers.first) and packed(layers.second)
+            assert all(map(torch.equal, expected, [layers.first(inputs), layers.second(inputs)]))
+
+
 def test_only_so_much_is_packed(layers: Layers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "PACKED_BYTES", layers.first.weight.nbytes)
     with models.packed_linears(layers):
@@ -83,7 +94,7 @@ def test_other_layers_and_what_somebody_else_put_in_stay(layers: Layers) -> None
         return "own"
 
     layers.first.forward = own  # type: ignore[assignment]
-    layers.second.to(torch.bfloat16)
+    layers.second.to(torch.float16)
     with pytest.raises(ZeroDivisionError), models.packed_linears(layers):
         assert layers.first(None) == "own" and not packed(layers.second)
         raise ZeroDivisionError

@@ -184,7 +184,7 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
     positions = made.ids.shape[1] + STEPS
     # Logits, and in double precision what is sampled from: the chances, and their sums.
     written = rows_at_once * (positions * kept + (FLOAT_BYTES + 3 * 8) * counter.vocabulary)
-    written += models.packed_bytes(policy) if run.device.type == "cpu" and not run.bf16 else 0
+    written += models.packed_bytes(policy) if run.device.type == "cpu" else 0
     whole = models.adapter_kind(policy) is None
     sums = Sums(
         weights,
