@@ -120,7 +120,7 @@ def test_a_faulty_recipe_is_refused_before_anything_heavy_is_imported(tmp_path: 
 # ---- which way imports point ----
 
 LAYERS = [
-    {"errors"},
+    {"errors", "allocator"},
     {"recipes"},
     {"data", "models", "metrics", "report"},
     {"settings", "forward"},

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ptft_hf.cli.options import app, keep_freed_memory, stoppable
+from ptft_hf.allocator import keep_freed_memory
+from ptft_hf.cli.options import app, stoppable
 
 feedback = typer.Typer(
     no_args_is_help=True, help="Which of two answers is better? Sample them, have people judge, export preferences."

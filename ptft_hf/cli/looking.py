@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ptft_hf.cli.options import Set, Task, app, keep_freed_memory
+from ptft_hf.allocator import keep_freed_memory
+from ptft_hf.cli.options import Set, Task, app
 from ptft_hf.errors import DataError, RecipeError
 
 if TYPE_CHECKING:

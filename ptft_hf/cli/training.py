@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ptft_hf.allocator import keep_freed_memory
 from ptft_hf.cli.options import (
     Adapter,
     Model,
@@ -16,7 +17,6 @@ from ptft_hf.cli.options import (
     Set,
     Task,
     app,
-    keep_freed_memory,
     stoppable,
 )
 

@@ -13,16 +13,15 @@ SMALLEST = 2**16
 """Weights of a layer that is worth it; the two of a LoRA of rank 16 are not."""
 PACKED_BYTES = 2 * 2**30
 """What packed weights may take beside the others; of a model that is larger, so much is packed."""
-TYPES = (torch.float32, torch.bfloat16)
 
 
 @contextmanager
 def packed_linears(model: nn.Module) -> Iterator[None]:
     """Have ``nn.Linear`` layers in float32 or bfloat16 computed by oneDNN from weights that are packed once.
 
-    Otherwise the weights are put in order anew at each call, which is most of its time where rows are few, as they are
-    while a text is written (on an AMD EPYC, 8 rows of SmolLM2's layers: in float32, where ``nn.Linear`` asks MKL, 2.3
-    to 3.7 times as fast, in bfloat16 1.5 to 1.9 times). Results differ by rounding alone, in bfloat16 not at all. The
+    Otherwise the weights are put in order anew at each call, which is most of its time where rows are few, as while a
+    text is written (on an AMD EPYC, 8 rows of SmolLM2's layers: in float32, where ``nn.Linear`` asks MKL, 2.3 to 3.7
+    times as fast, in bfloat16 1.5 to 1.9 times). Results differ by rounding alone, in bfloat16 not at all. The
     operators are those that ``torch.compile`` uses for frozen weights; without them, with gradients, where autocast
     wants another type, and elsewhere than on a CPU layers stay as they are. Weights must not change in the context.
     """
@@ -42,11 +41,11 @@ def packed_bytes(model: nn.Module) -> int:
 
 
 def _worth_it(model: nn.Module) -> Iterator[nn.Linear]:
-    room = PACKED_BYTES
+    room, types = PACKED_BYTES, _types()
     for layer in model.modules():
         if type(layer) is nn.Linear and "forward" not in vars(layer):  # it may be somebody else's already
             size = layer.weight.nbytes
-            if layer.weight.dtype in TYPES and layer.weight.numel() >= SMALLEST and size <= room:
+            if layer.weight.dtype in types and layer.weight.numel() >= SMALLEST and size <= room:
                 room -= size
                 yield layer
 
@@ -64,6 +63,11 @@ class _Packed:
         bias = None if layer.bias is None else layer.bias.to(dtype)
         found: Tensor = torch.ops.mkldnn._linear_pointwise(inputs.to(dtype), self.weight, bias, "none", [], "")
         return found
+
+
+def _types() -> tuple[torch.dtype, ...]:
+    half = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return (torch.float32, torch.bfloat16) if half is not None and half() else (torch.float32,)
 
 
 def _available() -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ptft_hf.allocator import give_back_freed_memory
 from ptft_hf.rlhf import ppo_math
 from ptft_hf.rlhf.experience import Experience, Forward, policy_forward
 
@@ -79,6 +80,7 @@ def backward(run: Run, batch: Experience, tokens: Tensor, forward: Forward | Non
                 loss = loss + config.vf_coef * value.losses.sum() / tokens
         loss.backward()  # type: ignore[no-untyped-call]
     if value is None:
+        give_back_freed_memory()
         with critic.playing(checkpointing=config.gradient_checkpointing):
             with run.autocast():
                 value = value_losses(critic.values(batch.rollouts))
