@@ -194,6 +194,22 @@ def test_the_report_says_what_it_must(report: tuple[str, str]):
         assert "cells/lora-r8-2.json" in text
 
 
+def test_rates_at_the_edge_of_what_was_tried_are_said():
+    chosen = {"edge": (3e-3, 3e-3, 1e-3), "low": (1e-4, 1e-4, 1e-4), "inside": (1e-3, 1e-3, 1e-3)}
+    results = []
+    for name, rates in chosen.items():
+        for seed, rate in enumerate(rates):
+            tries = [{"learning_rate": one} for one in (1e-4, 1e-3, 3e-3)]
+            results.append({**cell(name, seed, right(0.8)), "learning_rate": rate, "tries": tries})
+    assert findings.at_the_edge(only_group(results)) == [
+        "Validation chose the highest learning rate that was tried for edge and the lowest learning rate that was "
+        "tried for low: beyond it they may do better."
+    ]
+    alone = [{**one, "tries": one["tries"][:1], "learning_rate": 1e-4} for one in results]
+    assert findings.at_the_edge(only_group(alone)) == []
+    assert findings.at_the_edge(only_group([one for one in results if "inside" in str(one["cell"])])) == []
+
+
 def test_no_finished_cell_makes_a_report_all_the_same(tmp_path: Path):
     markdown, _ = write_report([failed("a", 0, "it broke")], tmp_path)
     assert "it broke" in markdown.read_text("utf-8")

@@ -103,6 +103,7 @@ def _of_group(
             f"{_how_many(methods)}",
             recommendations(group, margin),
             quality_table(group),
+            *at_the_edge(group),
             Picture(
                 figures.quality(points, look, group.metric, group.where),
                 f"Test {group.metric} with {rows:,} training rows: mean and 95% interval over seeds; "
@@ -123,6 +124,25 @@ def recommendations(group: Group, margin: float) -> list[str]:
     methods = group.by_size[group.largest]
     found = [verdicts.recommend(methods, cost, margin) for cost in COSTS]
     return [words.recommendation(one, group.unit, margin) for one in found]
+
+
+def at_the_edge(group: Group) -> list[str]:
+    """A sentence on the methods for which validation mostly chose the highest or the lowest rate of those tried: the
+    best may lie beyond. None where there are none."""
+    found: dict[str, list[str]] = {"highest": [], "lowest": []}
+    for method in group.by_size[group.largest]:
+        own = [r for r in group.results if _is_of(r, method.name, group.largest) and len(r["tries"]) > 1]
+        for name, end in (("highest", max), ("lowest", min)):
+            ends = [r["learning_rate"] == end(one["learning_rate"] for one in r["tries"]) for r in own]
+            if 2 * sum(ends) > len(own):
+                found[name].append(method.name)
+    said = [f"the {name} learning rate that was tried for {', '.join(of)}" for name, of in found.items() if of]
+    return [f"Validation chose {' and '.join(said)}: beyond it they may do better."] if said else []
+
+
+def _is_of(result: Result, adapter: str, size: int | None) -> bool:
+    cell = result["cell"]
+    return bool(cell["adapter"]["name"] == adapter and cell["size"] == size)
 
 
 def point_of(method: Method) -> Point:
