@@ -178,18 +178,11 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
         run.optimizer.step()
     optimizer = counter.kinds.get(OPTIMIZER, 0) - before
     policy = run.roles.policy.model
-    item = HALF_BYTES if run.bf16 else FLOAT_BYTES
-    kept = key_value_size(models.plain_model(policy).config, item)
-    rows_at_once = min(len(run.share(range(run.batch))), run.config.local_rollout_forward_batch_size)
-    positions = made.ids.shape[1] + STEPS
-    # Logits, and in double precision what is sampled from: the chances, and their sums.
-    written = rows_at_once * (positions * kept + (FLOAT_BYTES + 3 * 8) * counter.vocabulary)
-    written += models.packed_bytes(policy) if run.device.type == "cpu" else 0
     whole = models.adapter_kind(policy) is None
     sums = Sums(
         weights,
         sum(_held(item, plan) for item in (*plan.reward, plan.judge)),
-        written,
+        _written(run, made),
         reading,
         learnt,
         gradients,
@@ -199,6 +192,17 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
         run.config.gradient_accumulation_steps > 1,
     )
     return sums, run
+
+
+def _written(run: Run, made: rollouts.Rollouts) -> int:
+    policy = run.roles.policy.model
+    plain = models.plain_model(policy)
+    vocabulary = plain.get_output_embeddings().weight.shape[0]
+    kept = key_value_size(plain.config, HALF_BYTES if run.bf16 else FLOAT_BYTES)
+    together = min(len(run.share(range(run.batch))), run.config.local_rollout_forward_batch_size)
+    # Logits, and in double precision what is sampled from: the chances, and their sums.
+    found = together * ((made.ids.shape[1] + STEPS) * kept + (FLOAT_BYTES + 3 * 8) * vocabulary)
+    return found + (models.packed_bytes(policy) if run.device.type == "cpu" else 0)
 
 
 def _largest(run: Run) -> rollouts.Rollouts:
