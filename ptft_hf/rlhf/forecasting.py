@@ -197,7 +197,7 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
 def _written(run: Run, made: rollouts.Rollouts) -> int:
     policy = run.roles.policy.model
     plain = models.plain_model(policy)
-    vocabulary = plain.get_output_embeddings().weight.shape[0]
+    vocabulary: int = plain.get_output_embeddings().weight.shape[0]
     kept = key_value_size(plain.config, HALF_BYTES if run.bf16 else FLOAT_BYTES)
     together = min(len(run.share(range(run.batch))), run.config.local_rollout_forward_batch_size)
     # Logits, and in double precision what is sampled from: the chances, and their sums.
