@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check -q
 .PHONY: help install demo test test-all lint clean
 
 help:
-	@echo "make demo      install, then fine-tune a sentence classifier in full and with LoRA (offline)"
+	@echo "make demo      install, then fine-tune a sentence classifier in full and with LoRA, and compare (offline)"
 	@echo "make test      install, then run the tests that CI runs"
 	@echo "make test-all  the same with the long ones"
 	@echo "make lint      ruff and mypy"

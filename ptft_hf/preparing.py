@@ -115,7 +115,7 @@ def prepare(
     notes = [*splits.notes, *task.look_at(splits)]
 
     transformers.set_seed(seed)
-    options = {name: value for name, value in recipe.model.items() if name != "max_length"}
+    options = recipe.model_options
     loaded, tokenizer, begun = begin_from(plan, task, splits, options, loader)
     max_length, said = models.fit_inputs(
         task.reads, tokenizer, loaded.model, recipe.model, adapters.virtual_tokens(plan.adapter)

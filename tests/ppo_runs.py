@@ -90,6 +90,18 @@ def recipe(**fields: Any) -> PromptsRecipe:
     return PromptsRecipe(name="test", family="prompts", **fields)
 
 
+def task_file(folder: Path, count: int = 8) -> Path:
+    """The recipe of prompts in files, for the command line."""
+    rows = "".join(json.dumps({"prompt": f"{TEXTS[i % 8]} film {i}"}) + "\n" for i in range(count))
+    files = {split: f"{split}.jsonl" for split in ("train", "validation", "test")}
+    for name in files.values():
+        (folder / name).write_text(rows, encoding="utf-8")
+    path = folder / "prompts.yaml"
+    given = {"family": "prompts", "leakage": "warn", "data": {"path": "json", "data_files": files}}
+    path.write_text(json.dumps(given), encoding="utf-8")
+    return path
+
+
 def run_ppo(policy: Path, folder: Path, reward: Any = share_of_good, **given: Any) -> dict[str, Any]:
     """A run on :func:`prompts`; what is no argument of ``train_ppo`` is a setting."""
     names = ("adapter", "judge", "data", "seed", "resume", "overwrite", "task")

@@ -379,12 +379,23 @@ def test_a_pass_that_is_a_whole_step_is_not_run_twice(value_model: str, llama: P
             assert run.history[0]["policy/grad_norm"] > 0
 
 
-def test_activations_computed_again_meet_the_same_adapter(llama: Path, tmp_path: Path) -> None:
+def test_a_kept_pass_in_bfloat16_is_that_of_accumulated_ones(llama: Path, tmp_path: Path) -> None:
+    sizes = [{"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}]
+    given = {"num_mini_batches": 1, "num_ppo_epochs": 1, "total_episodes": 8, "bf16": True}
+    whole, parts = (make_run(llama, tmp_path / str(i), characters, **given, **s) for i, s in enumerate(sizes))
+    assert whole.one_pass and not parts.one_pass
+    for run in (whole, parts):
+        run.learn()
+    for key in ("loss/policy_avg", "loss/value_avg", "policy/grad_norm", "val/grad_norm"):
+        assert whole.history[0][key] == pytest.approx(parts.history[0][key], rel=2e-2, abs=1e-3), key
+
+
+@pytest.mark.parametrize("minibatches", [1, 2], ids=["one-pass", "two-minibatches"])
+def test_activations_computed_again_meet_the_same_adapter(minibatches: int, llama: Path, tmp_path: Path) -> None:
+    given = {"per_device_train_batch_size": 8 // minibatches, "num_mini_batches": minibatches}
+    given |= {"learning_rate": 1e-3, "total_episodes": 16}
     runs = [
-        make_run(
-            llama, tmp_path / str(on), characters, learning_rate=1e-3, total_episodes=16, gradient_checkpointing=on
-        )
-        for on in (False, True)
+        make_run(llama, tmp_path / str(on), characters, **given, gradient_checkpointing=on) for on in (False, True)
     ]
     calls = [0, 0]
 
@@ -398,8 +409,8 @@ def test_activations_computed_again_meet_the_same_adapter(llama: Path, tmp_path:
         layer = models.plain_model(run.roles.policy.model).model.layers[0].self_attn.q_proj
         layer.register_forward_hook(count(number))
         run.learn()
-    # 2 updates of 4 passes, each for policy and critic
-    assert calls[1] == calls[0] + 2 * 4 * 2
+    # 2 updates of 2 epochs' passes, each for policy and critic
+    assert calls[1] == calls[0] + 2 * 2 * minibatches * 2
     for line, other in zip(runs[0].history, runs[1].history, strict=True):
         for key, value in line.items():
             assert other[key] == pytest.approx(value, abs=1e-5, rel=1e-4), key

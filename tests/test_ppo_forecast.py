@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import transformers
-import yaml
 
 from ptft_hf.errors import ModelError, RecipeError
 from ptft_hf.planning import Forecast
 from ptft_hf.rlhf import forecasting
 from tests.commands import Ptft, ptft  # noqa: F401
-from tests.ppo_runs import QUICK, length, make_language_model, metrics, prompts, recipe, run_ppo
+from tests.ppo_runs import QUICK, length, make_language_model, metrics, prompts, recipe, run_ppo, task_file
 from tests.test_ppo import LORA, language_model, llama, reward_folder  # noqa: F401
 from tests.tiny import make_checkpoint
 
@@ -38,6 +37,11 @@ def numbers(folder: Path) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def one_of(found: Forecast) -> int:
+    """Bytes of a checkpoint."""
+    return found.disk["policy and critic"] - forecasting.TOKENIZER_FILES + found.stages["learning"]["optimizer"]
+
+
 def test_terms_are_those_of_a_hand(llama: Path) -> None:
     base = numbers(llama)
     config = transformers.AutoConfig.from_pretrained(llama)
@@ -57,7 +61,7 @@ def test_terms_are_those_of_a_hand(llama: Path) -> None:
     n = found.longest[1] - 6
     kept = 8 * (n + 6 + forecasting.STEPS) * 2 * layers * kv * 4
     assert writing["texts being written"] == kept + 8 * config.vocab_size * (4 + 3 * 8)
-    assert found.steps == 5 and found.longest[0] == 4
+    assert found.steps == 5 * 4 and found.longest[0] == 4
 
 
 def test_what_costs_more_is_forecast_to(llama: Path) -> None:
@@ -70,9 +74,9 @@ def test_what_costs_more_is_forecast_to(llama: Path) -> None:
     terms, more = adapter.stages["learning"], accumulated.stages["learning"]
     assert more["gradients"] > terms.get("gradients", 0)
     assert larger.stages["learning"]["activations"] > 1.7 * terms["activations"]
+    assert planned(llama, save_steps=2, save_total_limit=5).disk["checkpoints"] == 3 * one_of(adapter)
     checkpoints = planned(llama, save_steps=1)
-    one = adapter.disk["policy and critic"] - forecasting.TOKENIZER_FILES + terms["optimizer"]
-    assert checkpoints.disk["checkpoints"] == checkpoints.disk["being written"] == one
+    assert checkpoints.disk["checkpoints"] == checkpoints.disk["being written"] == one_of(adapter)
 
 
 def test_a_reward_on_the_base_is_counted_once_and_another_model_for_itself(llama: Path, tmp_path: Path) -> None:
@@ -86,6 +90,13 @@ def test_a_reward_on_the_base_is_counted_once_and_another_model_for_itself(llama
     found = planned(llama, [f"{other}#LABEL_1", length])
     assert found.stages["loading"][forecasting.REWARDS] == 4 * size
     assert "what a reward in Python holds is not known" in found.notes
+    assert "of rewards that are models of their own the weights are counted alone" in found.notes
+    assert not [note for note in on_base.notes if "reward" in note]
+    assert "no reward was named" in planned(llama, []).notes
+    missing = planned(llama, ["runs/nowhere", length])
+    assert "runs/nowhere: its weights are not at hand, and not counted" in missing.notes
+    with pytest.raises(RecipeError, match=r"--reward no\.such:f: cannot be imported"):
+        planned(llama, "no.such:f")
 
 
 def test_a_run_says_what_was_forecast_and_is_the_same_with_it(
@@ -93,7 +104,7 @@ def test_a_run_says_what_was_forecast_and_is_the_same_with_it(
 ) -> None:
     record = run_ppo(llama, tmp_path / "with", adapter=LORA)
     said = record["forecast"]
-    assert said["steps"] == 5 and said["stages_mb"]["learning"]["activations"] > 0
+    assert said["steps"] == 20 and said["stages_mb"]["learning"]["activations"] > 0
     assert "forecast: peak memory" in capsys.readouterr().out
 
     def broken(*_: Any) -> None:
@@ -115,13 +126,7 @@ def test_a_policy_that_is_an_adapter_brings_its_reference(llama: Path, tmp_path:
 
 
 def test_the_command(ptft: Ptft, llama: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": f"the film {i}"} for i in range(8)]
-    for split in ("train", "validation", "test"):
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation", "test")}
-    task = tmp_path / "task.yaml"
-    given = {"family": "prompts", "leakage": "warn", "data": {"path": "json", "data_files": files}}
-    task.write_text(yaml.safe_dump(given), encoding="utf-8")
+    task = task_file(tmp_path)
     flags = ["--policy", llama, "--task", task]
     shown = ptft("plan", *flags, "--memory", "64GiB")
     assert shown.code == 0, shown.err
@@ -136,6 +141,14 @@ def test_the_command(ptft: Ptft, llama: Path, tmp_path: Path) -> None:
     ):
         refused = ptft("plan", *wrong)
         assert refused.code != 0 and message in refused.err, refused.err
+
+
+def test_in_bfloat16_the_base_is_half_as_large_and_kernels_are_counted(llama: Path) -> None:
+    single, half = planned(llama), planned(llama, bf16=True)
+    base = numbers(llama)
+    difference = single.stages["loading"]["weights"] - half.stages["loading"]["weights"]
+    assert difference == pytest.approx(2 * base, rel=0.01)
+    assert "kernels' code" in half.stages["learning"] and "kernels' code" not in single.stages["learning"]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen2", "gemma"])

@@ -1,4 +1,4 @@
-"""The whole way on SmolLM2: instructions, a reward model, PPO, and the win rate by a judge that PPO never saw.
+"""The whole way on SmolLM2: instructions, a reward model, PPO, and the win rate by a judge that is not trained for.
 
     PTFT_TEST_DATA=... python benchmarks/rlhf/pipeline.py [--work DIR]
 
@@ -120,7 +120,7 @@ def main() -> None:
     kept = ("metrics", "report", "training", "findings", "parameters", "settings", "notes")
     stages = {name: {key: run[key] for key in kept if key in run} for name, run in found.items()}
     (HERE / "pipeline.json").write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
-    text = (args.work / "run" / "report.md").read_text("utf-8").replace(str(args.work.absolute()), str(args.work))
+    text = (args.work / "run" / "report.md").read_text("utf-8").replace(str(args.work.absolute()), "pipeline-runs")
     (HERE / "PIPELINE.md").write_text(text, encoding="utf-8")
 
 

@@ -39,7 +39,7 @@ def plan(
 ) -> None:
     """Forecast memory, time and disk of a run with these arguments, and what to change to fit. Loads no weights.
 
-    Of `ptft train` with --model, of `ptft ppo` with --policy (memory and disk).
+    Of `ptft train` with --model; of `ptft ppo` with --policy, and then of memory and disk alone, without advice.
     """
     import json
 
@@ -113,6 +113,9 @@ def _plan_ppo(
     sets: list[str],
     memory: str | None,
 ) -> Forecast:
+    from ptft_hf.recipes.ppo import check_ppo
+
+    check_ppo(policy, task, adapter, sets)
     from ptft_hf.planning.machine import parse_size
     from ptft_hf.rlhf.forecasting import plan_ppo
 

@@ -140,13 +140,10 @@ def ppo(
     overwrite: Overwrite = False,
 ) -> None:
     """Train a policy by PPO for a reward, watched by the doctor; save it with its critic, and prove the save."""
-    from ptft_hf import recipes
-    from ptft_hf.recipes.ppo import load_ppo
+    from ptft_hf.recipes.ppo import check_ppo
 
     sets = [*(set_ or []), *([f"stop_on=[{', '.join(stop_on)}]"] if stop_on else [])]
-    default = "lora/r16_all_linear" if recipes.saved_adapter_kind(policy) is None else None
-    if (recipe := adapter or default) is not None:
-        load_ppo(task, recipe, sets)  # every fault of the recipes, before torch is imported
+    check_ppo(policy, task, adapter, sets)
     from ptft_hf.rlhf.ppo import train_ppo
 
     keep_freed_memory()

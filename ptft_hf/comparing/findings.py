@@ -251,7 +251,7 @@ def _cost_table(group: Group) -> Table:
         mine = [
             result["cost"]
             for result in group.results
-            if result["cell"]["adapter"]["name"] == method.name and result["cell"]["size"] == group.largest
+            if _is_of(result, method.name, group.largest)
         ]
 
         def mean(name: str, costs: Sequence[Mapping[str, Any]] = mine) -> float:

@@ -98,7 +98,7 @@ def generate(
         report.say(f"- {note}")
     rows = distinct(getattr(splits, split), prompts)
     check_database(database, sampling)
-    options = {key: value for key, value in recipe.model.items() if key != "max_length"}
+    options = recipe.model_options
     added, read = [], set[str]()
     for place, name in enumerate(sources):
         decoder = load_decoder(name, dtype, options)

@@ -65,7 +65,7 @@ def inspect(
         raise RecipeError(*problems)
     splits = tasks.load_splits(family, recipe.data, recipe, seed)
     notes = [*splits.notes, *family.look_at(splits)]
-    options = {name: value for name, value in recipe.model.items() if name != "max_length"}
+    options = recipe.model_options
     if begins:
         tokenizer, bare, begun = _from_nothing(model, family, splits, options)
     else:

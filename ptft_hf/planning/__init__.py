@@ -74,7 +74,7 @@ def plan(
     if data is not None:
         asked = asked._replace(task=asked.task.model_copy(update={"data": None}))
     ready, arguments, sums = count(asked, data, seed)
-    found = _forecast(sums, arguments, _baseline(0), asked, limit, gflops)
+    found = _forecast(sums, arguments, baseline(0), asked, limit, gflops)
     if probe:
         order = probing.order(model, asked, adapter, seed, sums, arguments)
         found = with_probe(found, sums, probing.run(order))
@@ -101,7 +101,7 @@ def count(asked: Plan, data: Any, seed: int) -> tuple[Ready, Any, Sums]:
         except PtftError:
             raise
         except Exception as error:
-            raise _not_counted(asked, error) from error
+            raise not_counted(f"{asked.model} with {asked.adapter.name}", error) from error
 
 
 def before_run(asked: Plan, ready: Ready, arguments: Any) -> Forecast | None:
@@ -117,30 +117,34 @@ def before_run(asked: Plan, ready: Ready, arguments: Any) -> Forecast | None:
             with counter:
                 bare = skeletons.shadow(asked, ready)
             sums = count_run(counter, asked, bare, arguments, Path(folder))
-        found = _forecast(sums, arguments, _baseline(sums.weights), asked, None, None)
+        found = _forecast(sums, arguments, baseline(sums.weights), asked, None, None)
         took = f"counted in {time.perf_counter() - started:.1f} s"
         return dataclasses.replace(found, notes=(*found.notes, took))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        report.say(f"- no forecast of memory and time: {type(error).__name__}: {reason}", style="yellow")
+        report.say(f"- no forecast of memory and time: {said(error)}", style="yellow")
         return None
 
 
-def _not_counted(asked: Plan, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())[:300]
+def not_counted(what: str, error: Exception) -> ModelError:
+    """That something cannot be run without its weights, and why."""
     return ModelError(
-        f"{asked.model} with {asked.adapter.name}: cannot be run without its weights, so that there is no forecast "
-        f"({type(error).__name__}: {reason}); a run with --set max_steps=2 on the longest rows would tell"
+        f"{what}: cannot be run without its weights, so that there is no forecast ({said(error)}); a run of two "
+        "steps on the longest rows would tell"
     )
 
 
-def _baseline(weights: int) -> int:
+def said(error: Exception) -> str:
+    """An unforeseen error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def baseline(weights: int) -> int:
     """Bytes of this process, or of a device, without a model of so many bytes in it."""
     return 0 if torch.cuda.is_available() else max(0, machine.resident() - weights)
 
 
 def _forecast(
-    sums: Sums, arguments: Any, baseline: int, asked: Plan, limit: int | None, gflops: float | None
+    sums: Sums, arguments: Any, before: int, asked: Plan, limit: int | None, gflops: float | None
 ) -> Forecast:
     device = arguments.device
     speed = machine.speed(torch.bfloat16 if sums.half else torch.float32, device)
@@ -157,7 +161,7 @@ def _forecast(
         forecast(
             sums,
             arguments,
-            baseline,
+            before,
             calibration=memory.CPU if device.type == "cpu" else memory.CUDA,
             line=timing.of_counts(sums, speed),
             reads=reading(asked),
@@ -172,7 +176,7 @@ def reading(asked: Plan) -> int:
     precision."""
     if asked.adapter.quantization is None:
         return 0
-    options = {name: value for name, value in asked.task.model.items() if name != "max_length"}
+    options = asked.task.model_options
     item = models.as_dtype(options.get("dtype", "float32")).itemsize
     shapes = skeletons.stored_shapes(asked.model, options).values()
     return sum(item * int(torch.Size(shape).numel()) for shape in shapes)
@@ -240,5 +244,5 @@ def _peak_of(
             sums = count_run(counter, changed, bare, arguments, Path(folder))
     except Exception:  # not every architecture has every method: no advice, then
         return None
-    baseline = found.stages["loading"][memory.BASELINE]
-    return forecast(sums, arguments, baseline, reads=reading(changed)).peak_in_all
+    before = found.stages["loading"][memory.BASELINE]
+    return forecast(sums, arguments, before, reads=reading(changed)).peak_in_all

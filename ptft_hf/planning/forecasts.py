@@ -19,7 +19,8 @@ class Forecast:
     """What a run will take; bytes and seconds.
 
     Attributes:
-        stages: Bytes of each term at the peak of each stage: loading, training, evaluation, proof.
+        stages: Bytes of each term at the peak of each stage: loading, training, evaluation, proof; of PPO loading,
+            answers, reading, learning, proof.
         peak: The most that the process holds until training has ended: what ``peak_memory_mb`` of ``run.json`` is.
         peak_in_all: The same with the proof, for which the model is there twice.
         seconds: Of training, evaluation and saving left out; None where the machine's speed is not known.

@@ -40,14 +40,17 @@ def show(console: Console, found: Forecast) -> None:
         console.print(table)
 
 
-def before_training(found: Forecast) -> None:
-    """One line, and a warning where the run will not fit."""
+CHANGES = "`ptft plan` with the same arguments says what to change"
+
+
+def before_training(found: Forecast, changes: str = CHANGES) -> None:
+    """One line, and where the run will not fit a warning, with what is said of changes."""
     seconds = "" if found.seconds is None else f", {duration(found.seconds)} of training"
     report.say(f"forecast  peak memory {megabytes(found.peak)}{seconds}")
     if not found.fits and found.limit is not None:
         report.say(
             f"this run will probably NOT FIT: it is forecast to hold {megabytes(found.peak_in_all)}, and "
-            f"{megabytes(found.limit)} are to be had; `ptft plan` with the same arguments says what to change",
+            f"{megabytes(found.limit)} are to be had; {changes}",
             style="yellow",
         )
 

@@ -79,7 +79,7 @@ def uninitialised() -> Any:
 
 def shadow(plan: Plan, ready: Ready) -> Ready:
     """What a run has ready, its model without weights."""
-    options = {name: value for name, value in plan.task.model.items() if name != "max_length"}
+    options = plan.task.model_options
     task, added = ready.task, ready.facts["added_tokens"]
     model = bare(plan.model, task.auto_class, models.base_config(models.plain_model(ready.model)), options)
     if plan.adapter.quantization:

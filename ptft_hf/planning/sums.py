@@ -242,7 +242,8 @@ class _Run:
             positions += STEPS  # room for more
             if beams == 1 and not torch.cuda.is_available():
                 count = rows_at_once(count, kept * (longest + new))
-        packed = 0 if torch.cuda.is_available() else models.packed_bytes(self.model)
+        dtype = torch.bfloat16 if item == HALF_BYTES else None
+        packed = 0 if torch.cuda.is_available() else models.packed_bytes(self.model, dtype)
         return packed + min(count, len(rows)) * beams * (positions * kept + 3 * FLOAT_BYTES * self.counter.vocabulary)
 
 

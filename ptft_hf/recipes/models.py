@@ -130,6 +130,11 @@ class TaskRecipe(Recipe):
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many evaluations without a better validation metric; None trains to the end."""
 
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """What of ``model`` is ``from_pretrained``'s."""
+        return {name: value for name, value in self.model.items() if name != "max_length"}
+
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:
         yield from super().faults(values)

@@ -9,11 +9,24 @@ from typing import Any
 from pydantic import ValidationError
 
 from ptft_hf.errors import RecipeError, did_you_mean
-from ptft_hf.recipes import load_run
+from ptft_hf.recipes import load_run, saved_adapter_kind
 from ptft_hf.recipes.documents import Document, Origin, parse
 from ptft_hf.recipes.explaining import explain
 from ptft_hf.recipes.models import AdapterRecipe, FullRecipe, PeftRecipe
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
+
+DEFAULT_ADAPTER = "lora/r16_all_linear"
+"""Of a policy that is a checkpoint."""
+
+
+def check_ppo(policy: str, task: str, adapter: str | None, sets: Sequence[str]) -> None:
+    """Every fault of a run's recipes and settings, as far as they can be told before anything heavy is imported.
+
+    Raises:
+        RecipeError: With all of them.
+    """
+    if adapter is not None or saved_adapter_kind(policy) is None:
+        load_ppo(task, adapter or DEFAULT_ADAPTER, sets)
 
 
 def load_ppo(

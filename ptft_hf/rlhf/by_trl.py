@@ -122,7 +122,7 @@ class Run:
         import transformers
 
         self.name, self.given, self.folder, self.seed, self.earlier = name, given, folder, seed, earlier
-        self.options = {n: v for n, v in given.task.model.items() if n != "max_length"}
+        self.options = given.task.model_options
         source = given.task.data if source is None else source
         if source is None:
             raise DataError(f"{given.task.name}: names no data; add data: to the recipe, or pass data in Python")

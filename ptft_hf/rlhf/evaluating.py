@@ -186,7 +186,7 @@ def _side(
     answers: list[list[int]] = []
     starts, device = range(0, len(ids), size), next(model.parameters()).device
     bar = report.bar(len(starts), f"Answers of {Path(reference).name}", "batch", stays=False, show=True)
-    with torch.no_grad(), models.quiet(), bar:
+    with torch.no_grad(), models.quiet(), bar, models.packed_linears(model):
         for start in starts:
             answers += rollouts.generate(
                 model,
@@ -216,7 +216,7 @@ def load_policy(reference: str, recipe: PromptsRecipe, config: PPOConfig) -> Pol
     Raises:
         ModelError: It cannot be loaded, or cannot be run as rollouts need it.
     """
-    options = {name: value for name, value in recipe.model.items() if name != "max_length"}
+    options = recipe.model_options
     model, tokenizer = load_decoder(reference, "bfloat16" if uses_bf16(config) else "float32", options)
     rollouts.check_architecture(model, reference)
     plain = models.plain_model(model)

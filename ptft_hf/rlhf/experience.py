@@ -38,15 +38,16 @@ class Experience(NamedTuple):
     kl: Tensor
     advantages: Tensor
     returns: Tensor
-    forward: Forward | None = None
-    """The policy's pass over this process's answers, from which ``logprobs`` is, if it is to be the first step's."""
+    forward: list[Forward]
+    """The policy's pass over this process's answers, from which ``logprobs`` is, if it is to be the first step's,
+    which takes it out; else empty."""
 
     def take(self, rows: Tensor) -> Experience:
         """Some rows, without the columns that are padding in all of them."""
         some = self.rollouts.take(rows)
         length = some.mask.shape[1]
         by_token = {name: value[rows, :length] for name, value in self._asdict().items() if name in BY_TOKEN}
-        return Experience(some, self.scores[rows], **by_token)
+        return Experience(some, self.scores[rows], **by_token, forward=[])
 
 
 def policy_forward(run: Run, model: Any, made: Rollouts) -> Forward:
@@ -108,5 +109,5 @@ def make_experience(run: Run, made: Rollouts, scores: list[float]) -> tuple[Expe
         "val/explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
         "val/scores_share": share,
     }
-    kept = forward if run.one_pass else None
+    kept = [forward] if run.one_pass else []
     return Experience(made, given, policy, values, kl, advantages, returns, kept), figures

@@ -2,8 +2,8 @@
 
 An update has four stages: prompts are read and answers written, by a cache of keys and values; each reward reads
 them; reference, critic and policy read them again; and each pass is learnt from. The largest answers that there can
-be go through the run's own functions for the last two (:mod:`ptft_hf.planning.counting`); the first is arithmetic.
-Of time there is no forecast.
+be go through the run's own functions for all but the first, which is arithmetic (:mod:`ptft_hf.planning.counting`).
+Of time there is no forecast, and of a reward that is a model of its own the weights are counted alone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ptft_hf import models, report
-from ptft_hf.errors import ModelError, PtftError
+from ptft_hf.errors import PtftError
 from ptft_hf.inspecting.checks import untouched_randomness
 from ptft_hf.models.caching import STEPS
-from ptft_hf.planning import machine, memory, skeletons
+from ptft_hf.planning import baseline, machine, memory, not_counted, said, skeletons
 from ptft_hf.planning.counting import GRADIENTS, OPTIMIZER, WEIGHTS, Counted, Counter, size_of
 from ptft_hf.planning.forecasts import TOKENIZER_FILES, Forecast
 from ptft_hf.planning.sums import FLOAT_BYTES, HALF_BYTES, key_value_size
@@ -35,6 +35,7 @@ from ptft_hf.rlhf.preparing import (
     of_adapter_folder,
     prepare,
     reward_on_base,
+    save_every,
     uses_bf16,
 )
 
@@ -43,6 +44,11 @@ if TYPE_CHECKING:
 
 REWARDS = "rewards' weights"
 """Of rewards and judges that are models of their own."""
+CHANGES = (
+    "value_model=policy_trunk, a smaller per_device_train_batch_size (with more gradient_accumulation_steps), "
+    "gradient_checkpointing=true and a base in four bits take less"
+)
+"""Said where a run will not fit."""
 
 
 class Sums(NamedTuple):
@@ -92,10 +98,15 @@ def plan_ppo(
         limit: Bytes that the process may hold; by default what is free.
 
     Raises:
-        PtftError: What would stop the run before its first update.
+        PtftError: What is wrong with recipes, prompts or the base; rewards are looked at, and not loaded.
     """
-    given = reward if isinstance(reward, list | tuple) else (reward,)
-    asked = make_plan(policy, given or (_nothing,), task, adapter, judge, seed, settings)
+    given = list(reward) if isinstance(reward, list | tuple) else [reward]
+    asked = make_plan(policy, given or [None], task, adapter, judge, seed, settings)
+    if not given:
+        asked = asked._replace(reward=())
+    for item in (*asked.reward, asked.judge):
+        if isinstance(item, str | Path) and rewards.names_function(source := rewards.parse(str(item)).source):
+            rewards.import_function(source, "--reward")
     counter = Counter()
     with tempfile.TemporaryDirectory() as folder, untouched_randomness():
         try:
@@ -105,14 +116,8 @@ def plan_ppo(
         except PtftError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(
-                f"{policy} with {asked.adapter.name}: cannot be run without its weights, so that there is no "
-                f"forecast ({type(error).__name__}: {reason})"
-            ) from error
-    on_cpu = run.device.type == "cpu"
-    baseline = machine.resident() if on_cpu else 0
-    return _forecast(sums, run, baseline, machine.available() if limit is None else limit)
+            raise not_counted(f"{policy} with {asked.adapter.name}", error) from error
+    return _forecast(sums, run, baseline(0), machine.available() if limit is None else limit)
 
 
 def before_run(run: Run) -> Forecast | None:
@@ -121,29 +126,21 @@ def before_run(run: Run) -> Forecast | None:
     started = time.perf_counter()
     counter = Counter()
     try:
-        held = machine.resident()
         with tempfile.TemporaryDirectory() as folder, untouched_randomness(), counter, models.quiet():
-            parts = _bare_roles(run.plan, run.ready.tokenizer)
+            parts = _bare_roles(run.plan, run.ready.tokenizer, run.device)
             sums, _ = _count(counter, run.plan, run.ready._replace(roles=parts), Path(folder))
-        baseline = max(0, held - sums.weights - sums.rewards) if run.device.type == "cpu" else 0
-        found = _forecast(sums, run, baseline, machine.available())
+        found = _forecast(sums, run, baseline(sums.weights + sums.rewards), machine.available())
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        report.say(f"- no forecast of memory: {type(error).__name__}: {reason}", style="yellow")
+        report.say(f"- no forecast of memory: {said(error)}", style="yellow")
         return None
     took = f"counted in {time.perf_counter() - started:.1f} s"
     return dataclasses.replace(found, notes=(*found.notes, took))
 
 
-def _nothing(prompts: list[str], answers: list[str]) -> list[float]:
-    return [0.0] * len(answers)
-
-
-def _bare_roles(plan: Plan, tokenizer: Any) -> roles.Roles:
-    options = {name: value for name, value in plan.task.model.items() if name != "max_length"}
-    loaded = roles.load_base(plan.base, plan.adapter, uses_bf16(plan.config), skeletons, **options)
+def _bare_roles(plan: Plan, tokenizer: Any, device: torch.device) -> roles.Roles:
+    loaded = roles.load_base(plan.base, plan.adapter, uses_bf16(plan.config), skeletons, **plan.task.model_options)
     models.ensure_padding(loaded.model, tokenizer)
-    return build_roles(plan, loaded.model)
+    return build_roles(plan, loaded.model.to(device))
 
 
 def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Sums, Run]:
@@ -162,16 +159,16 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
     made = _largest(run)
     with counter.counting() as counted:
         if run.roles.reward is not None:
+            own = torch.arange(len(run.share(range(run.batch))))
             with torch.no_grad(), run.roles.reward.playing():
-                run.roles.reward.scores(made)
+                for some in torch.split(own, run.config.local_rollout_forward_batch_size):
+                    run.roles.reward.scores(made.take(some))
         experience, _ = make_experience(run, made, [0.0] * run.batch)
         reading = counted()
     rows = torch.arange(min(run.batch, run.config.per_device_train_batch_size))
-    first, experience = experience.forward, experience._replace(forward=None)
     with counter.counting() as counted:
-        learning.backward(run, experience.take(rows), made.mask.sum(), first)
+        learning.backward(run, experience.take(rows), made.mask.sum(), experience.forward)
         learnt = counted()
-    del first, experience
     gradients = size_of(p.grad for p in trained if p.grad is not None)
     before = counter.kinds.get(OPTIMIZER, 0)
     with counter.counting(OPTIMIZER):
@@ -181,14 +178,14 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
     whole = models.adapter_kind(policy) is None
     sums = Sums(
         weights,
-        sum(_held(item, plan) for item in (*plan.reward, plan.judge)),
+        sum(_held(item, plan)[0] for item in _models(plan)),
         _written(run, made),
         reading,
         learnt,
         gradients,
         optimizer,
-        size_of(policy.parameters()) + size_of(run.trained["critic"].values()) if whole else size_of(trained),
-        size_of(p for n, p in policy.named_parameters() if roles.REFERENCE not in n and roles.CRITIC not in n),
+        size_of([*policy.parameters(), *run.roles.critic.model.parameters()]) if whole else size_of(trained),
+        size_of(p for n, p in policy.named_parameters() if not any(f".{part}." in n for part in roles.OTHERS)),
         run.config.gradient_accumulation_steps > 1,
     )
     return sums, run
@@ -202,7 +199,8 @@ def _written(run: Run, made: rollouts.Rollouts) -> int:
     together = min(len(run.share(range(run.batch))), run.config.local_rollout_forward_batch_size)
     # Logits, and in double precision what is sampled from: the chances, and their sums.
     found = together * ((made.ids.shape[1] + STEPS) * kept + (FLOAT_BYTES + 3 * 8) * vocabulary)
-    return found + (models.packed_bytes(policy) if run.device.type == "cpu" else 0)
+    on_cpu, dtype = run.device.type == "cpu", torch.bfloat16 if run.bf16 else None
+    return found + (models.packed_bytes(policy, dtype) if on_cpu else 0)
 
 
 def _largest(run: Run) -> rollouts.Rollouts:
@@ -210,28 +208,57 @@ def _largest(run: Run) -> rollouts.Rollouts:
     prompts = sorted((prompt.ids for prompt in run.ready.prompts), key=len, reverse=True)[: run.batch]
     prompts += prompts[:1] * (run.batch - len(prompts))
     answers = [[0] * run.config.response_length] * run.batch
-    return rollouts.collate(prompts, answers, frozenset(), 0)
+    return rollouts.collate(prompts, answers, frozenset(), 0, run.device)
 
 
-def _held(given: Any, plan: Plan) -> int:
-    """Bytes of the weights of a reward that is a model of its own; 0 of what is not at hand."""
-    if not isinstance(given, str | Path):
-        return 0
-    place = Path(rewards.parse(str(given)).source)
-    if place == reward_on_base(plan):
-        return 0
-    source = of_adapter_folder(place)[1] if (place / "adapter_config.json").is_file() else str(place)
-    try:
-        shapes = skeletons.stored_shapes(source, {})
-    except Exception:  # a function's name
-        return 0
-    return FLOAT_BYTES * sum(int(torch.Size(shape).numel()) for shape in shapes.values())
+def _models(plan: Plan) -> list[str]:
+    """Rewards and judge that are models of their own, as they are written."""
+    shared = reward_on_base(plan)
+    texts = [str(item) for item in plan.reward if isinstance(item, str | Path)]
+    texts = [text for text in texts if Path(rewards.parse(text).source) != shared]
+    judge = [str(plan.judge)] if isinstance(plan.judge, str | Path) else []
+    return [text for text in (*texts, *judge) if not rewards.names_function(rewards.parse(text).source)]
 
 
-def _forecast(sums: Sums, run: Run, baseline: int, limit: int | None) -> Forecast:
+def _held(text: str, plan: Plan) -> tuple[int, str | None]:
+    """Bytes of such a model's weights; and what is to be said, if they are not at hand."""
+    place = Path(rewards.parse(text).source)
+    source = str(place)
+    if (place / "adapter_config.json").is_file():
+        source = of_adapter_folder(place)[1]
+    shapes = skeletons.stored_shapes(source, {})
+    size = FLOAT_BYTES * sum(int(torch.Size(shape).numel()) for shape in shapes.values())
+    return size, None if size else f"{text}: its weights are not at hand, and not counted"
+
+
+def _notes(run: Run) -> list[str]:
+    plan, notes = run.plan, ["of PPO there is no forecast of time"]
+    if run.world > 1:
+        notes.append("of one process; what several exchange is not counted")
+    if not plan.reward:
+        notes.append("no reward was named")
+    written = [item for item in (*plan.reward, plan.judge) if isinstance(item, str | Path)]
+    functions = [item for item in (*plan.reward, plan.judge) if item is not None and item not in written]
+    functions += [item for item in written if rewards.names_function(rewards.parse(str(item)).source)]
+    if functions:
+        notes.append("what a reward in Python holds is not known")
+    others = _models(plan)
+    if others:
+        notes.append("of rewards that are models of their own the weights are counted alone")
+    return [*notes, *(note for text in others if (note := _held(text, plan)[1]))]
+
+
+def _forecast(sums: Sums, run: Run, before: int, limit: int | None) -> Forecast:
+    config, updates = run.config, run.updates
+    steps = updates * config.num_ppo_epochs * config.num_mini_batches
     calibration = memory.CPU if run.device.type == "cpu" else memory.CUDA
-    shared = {memory.BASELINE: baseline, WEIGHTS: sums.weights, REWARDS: sums.rewards}
+    shared = {memory.BASELINE: before, WEIGHTS: sums.weights, REWARDS: sums.rewards}
+    # A pass is trimmed to its own longest prompt and answer.
+    lengths = len({len(prompt.ids) for prompt in run.ready.prompts}) + config.response_length
+    shapes = min(steps * config.gradient_accumulation_steps, lengths)
+    kernels = min(memory.KEPT_KERNELS, shapes * len(sums.reading.products | sums.learning.products))
     states = {**shared, OPTIMIZER: sums.optimizer, memory.LIBRARIES: round(calibration.libraries)}
+    states[memory.KERNELS] = round(calibration.kernels * kernels)
 
     def pass_of(counted: Counted, gradients: int) -> dict[str, int]:
         above = {kind: size for kind, size in counted.kinds.items() if kind not in (WEIGHTS, OPTIMIZER)}
@@ -246,19 +273,12 @@ def _forecast(sums: Sums, run: Run, baseline: int, limit: int | None) -> Forecas
     }
     kept = max(sum(terms.values()) for terms in found.values())
     found["proof"] = {memory.KEPT: kept, memory.LOADED: sums.base}
-    config, steps = run.config, run.updates
     disk = {"policy and critic": sums.saved + TOKENIZER_FILES}
-    if config.save_steps:
-        one = sums.saved + sums.optimizer
-        every = max(1, round(config.save_steps * steps)) if config.save_steps < 1 else int(config.save_steps)
-        disk |= {"checkpoints": one * min(max(1, steps // every), config.save_total_limit), "being written": one}
+    if every := save_every(config, updates):
+        one, saves = sums.saved + sums.optimizer, -(-updates // every)
+        disk |= {"checkpoints": one * min(saves, config.save_total_limit), "being written": one}
     rows = min(run.batch, config.per_device_train_batch_size)
     longest = max(len(prompt.ids) for prompt in run.ready.prompts) + config.response_length
-    notes = ["of PPO there is no forecast of time"]
-    if run.world > 1:
-        notes.append("of one process; what several exchange is not counted")
-    if any(callable(item) for item in run.plan.reward):
-        notes.append("what a reward in Python holds is not known")
     whole = {name: {term: size for term, size in terms.items() if size} for name, terms in found.items()}
     return Forecast(
         whole,
@@ -269,5 +289,5 @@ def _forecast(sums: Sums, run: Run, baseline: int, limit: int | None) -> Forecas
         steps,
         (rows, longest),
         limit=limit,
-        notes=tuple(notes),
+        notes=tuple(_notes(run)),
     )

@@ -19,30 +19,25 @@ if TYPE_CHECKING:
 def learn_from(run: Run, experience: Experience) -> list[dict[str, float]]:
     """Epochs of minibatches in new orders; what :func:`step` returns of each."""
     learnt: list[dict[str, float]] = []
-    first, experience = experience.forward, experience._replace(forward=None)
     for _ in range(run.config.num_ppo_epochs):
         order = torch.randperm(run.batch, generator=run.generator)
         for rows in torch.split(order, run.step_size):
-            if first is not None:  # a minibatch of all rows, whose order is that of the pass
-                rows = rows.sort().values
-            learnt.append(step(run, experience, rows, first))
-            first = None
+            # A pass that has run is one over all rows, in their order.
+            learnt.append(step(run, experience, rows.sort().values if experience.forward else rows))
     return learnt
 
 
-def step(run: Run, experience: Experience, rows: Tensor, forward: Forward | None = None) -> dict[str, float]:
+def step(run: Run, experience: Experience, rows: Tensor) -> dict[str, float]:
     """An optimizer step on one minibatch, ``rows`` of the update's answers.
 
     Its loss is the mean over all tokens of the minibatch, however they fall into passes and processes. Returns means
-    over these tokens, and the gradients' norms before they are clipped. ``forward`` is the policy's pass over this
-    process's rows, if it has run.
+    over these tokens, and the gradients' norms before they are clipped.
     """
     config, tokens = run.config, experience.rollouts.mask[rows].sum()
     sums: dict[str, Tensor] = {}
     for part in torch.split(rows[run.rank :: run.world], config.per_device_train_batch_size):
-        batch = experience.take(part)
-        for name, value in backward(run, batch, tokens, forward).items():
-            sums[name] = sums.get(name, torch.zeros((), device=run.device)) + value.detach()
+        for name, value in backward(run, experience.take(part), tokens, experience.forward).items():
+            sums[name] = sums.get(name, torch.zeros((), device=run.device)) + value
     norms = {}
     for name, parameters in run.trained.items():
         own = [p for p in parameters.values() if p.grad is not None]
@@ -58,8 +53,9 @@ def step(run: Run, experience: Experience, rows: Tensor, forward: Forward | None
     return {**dict(zip(names, totals.tolist(), strict=True)), **norms}
 
 
-def backward(run: Run, batch: Experience, tokens: Tensor, forward: Forward | None) -> dict[str, Tensor]:
-    """Gradients of one pass, added to those of the passes before; returns sums over its tokens.
+def backward(run: Run, batch: Experience, tokens: Tensor, held: list[Forward]) -> dict[str, Tensor]:
+    """Gradients of one pass, added to those of the passes before; returns sums over its tokens. The policy's part of
+    it is taken out of ``held``, if it has run.
 
     Each part's backward pass happens while it plays: what is computed again for it meets the same adapter.
     """
@@ -71,26 +67,31 @@ def backward(run: Run, batch: Experience, tokens: Tensor, forward: Forward | Non
 
     with run.roles.policy.playing(checkpointing=config.gradient_checkpointing) as model:
         with run.autocast():
-            now = forward or policy_forward(run, model, batch.rollouts)
-            logprobs = now.logprobs
-            policy = ppo_math.policy_losses(logprobs, batch.logprobs, batch.advantages, mask, config.cliprange)
+            now = held.pop() if held else policy_forward(run, model, batch.rollouts)
+            given = (batch.logprobs, batch.advantages, mask, config.cliprange)
+            policy = ppo_math.policy_losses(now.logprobs, *given)
             loss = policy.losses.sum() / tokens
             if now.values is not None:
                 value = value_losses(now.values)
                 loss = loss + config.vf_coef * value.losses.sum() / tokens
         loss.backward()  # type: ignore[no-untyped-call]
+    difference = (now.logprobs - batch.logprobs).detach() * mask
+    found = {
+        "loss/policy_avg": policy.losses.sum().detach(),
+        "policy/clipfrac_avg": policy.clipped.sum(),
+        "policy/approxkl_avg": 0.5 * (difference**2).sum(),
+        "val/ratio": (difference.exp() * mask).sum(),
+    }
     if value is None:
-        give_back_freed_memory()
+        del now, policy, loss
+        if run.device.type == "cpu":
+            give_back_freed_memory()
         with critic.playing(checkpointing=config.gradient_checkpointing):
             with run.autocast():
                 value = value_losses(critic.values(batch.rollouts))
             (config.vf_coef * value.losses.sum() / tokens).backward()  # type: ignore[no-untyped-call]
-    difference = (logprobs - batch.logprobs).detach() * mask
     return {
-        "loss/policy_avg": policy.losses.sum(),
-        "loss/value_avg": value.losses.sum(),
-        "policy/clipfrac_avg": policy.clipped.sum(),
+        **found,
+        "loss/value_avg": value.losses.sum().detach(),
         "val/clipfrac_avg": value.clipped.sum(),
-        "policy/approxkl_avg": 0.5 * (difference**2).sum(),
-        "val/ratio": (difference.exp() * mask).sum(),
     }

@@ -97,7 +97,7 @@ def train_ppo(
     if run.is_main:
         describe(run)
         if forecast is not None:
-            showing.before_training(forecast)
+            showing.before_training(forecast, forecasting.CHANGES)
         records.begin(folder, written, start, overwrite and not resume)
     run.accelerator.wait_for_everyone()
 
@@ -131,7 +131,7 @@ class Run(Processes):
                 f"PPO runs on several processes that each hold the models; {self.accelerator.distributed_type.value} "
                 "cannot be had yet: start it with torchrun"
             )
-        self.base_options = {n: v for n, v in plan.task.model.items() if n != "max_length"}
+        self.base_options = plan.task.model_options
         self.batch, self.step_size = batch_sizes(self.config, self.world)
         own = len(self.share(range(self.batch)))
         self.one_pass = self.step_size == self.batch and own <= self.config.per_device_train_batch_size

@@ -13,13 +13,11 @@ import torch
 from ptft_hf import adapters, checkpoints, data, models, recipes
 from ptft_hf.errors import AdapterError, DataError, ModelError, RecipeError
 from ptft_hf.recipes import AdapterRecipe, PeftRecipe
-from ptft_hf.recipes.ppo import load_ppo
+from ptft_hf.recipes.ppo import DEFAULT_ADAPTER, load_ppo
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
 from ptft_hf.rlhf import rewards, roles, rollouts
 from ptft_hf.settings import bf16_is_faster
 from ptft_hf.tasks.prompts import Prompt, Prompts
-
-DEFAULT_ADAPTER = "lora/r16_all_linear"
 
 
 class Plan(NamedTuple):
@@ -124,7 +122,7 @@ def prepare(plan: Plan, source: Any = None, loader: Any = models) -> Ready:
         raise DataError(f"{plan.task.name}: names no data; add data: to the recipe, or pass data in Python")
     family = Prompts(plan.task)
     splits = family.load_splits(source, plan.seed)
-    options = {name: value for name, value in plan.task.model.items() if name != "max_length"}
+    options = plan.task.model_options
     loaded = roles.load_base(plan.base, plan.adapter, uses_bf16(plan.config), loader, **options)
     if loaded.new:
         raise ModelError(
@@ -245,3 +243,8 @@ def number_of_updates(config: PPOConfig, prompts: int, processes: int) -> int:
     """Updates, the last of which may go beyond ``total_episodes``."""
     episodes = config.total_episodes or math.ceil(config.num_train_epochs * prompts)
     return math.ceil(episodes / batch_sizes(config, processes)[0])
+
+
+def save_every(config: PPOConfig, updates: int) -> int:
+    """Updates between checkpoints, of which the last is at the run's end; 0: none are saved."""
+    return max(1, round(config.save_steps * updates)) if 0 < config.save_steps < 1 else int(config.save_steps)

@@ -299,12 +299,17 @@ def _reward(item: Any, on_base: Callable[[Path], Role | None], batch_size: int, 
         reward: Reward = item if hasattr(item, "name") else FunctionReward(item)
         return reward
     path = Path(item.source)
-    if not path.exists() and IMPORT_PATH.fullmatch(item.source):
+    if names_function(item.source):
         return FunctionReward(import_function(item.source, prefix), item.source)
     role = on_base(path) if path.is_dir() and item.label is None else None
     if role is not None:
         return AdapterReward(role, str(path), batch_size, form_of(path))
     return load_classifier(item, batch_size, prefix)
+
+
+def names_function(source: str) -> bool:
+    """Whether a reward's source is a function's place in a module."""
+    return not Path(source).exists() and IMPORT_PATH.fullmatch(source) is not None
 
 
 def import_function(reference: str, prefix: str) -> Function:

@@ -22,6 +22,8 @@ from ptft_hf.recipes import AdapterRecipe, PeftRecipe
 from ptft_hf.rlhf.rollouts import Rollouts, as_rows, before_tokens, hidden_states
 
 POLICY, REFERENCE, CRITIC, REWARD = "default", "reference", "critic", "reward"
+OTHERS = (REFERENCE, CRITIC, REWARD)
+"""Adapters on the base beside the policy's."""
 HEAD = "score"
 """Name of the head that transformers puts on decoders for sequence classification."""
 

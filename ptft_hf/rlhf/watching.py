@@ -12,6 +12,7 @@ import torch
 from ptft_hf import report
 from ptft_hf.rlhf import doctor
 from ptft_hf.rlhf.experience import Experience
+from ptft_hf.rlhf.preparing import save_every
 
 if TYPE_CHECKING:
     from ptft_hf.rlhf.ppo import Run
@@ -83,8 +84,7 @@ def is_due(run: Run, times: int) -> bool:
 
 def saves_now(run: Run) -> bool:
     """Whether a checkpoint is due, by ``save_steps``."""
-    steps = run.config.save_steps
-    every = max(1, round(steps * run.updates)) if 0 < steps < 1 else int(steps)
+    every = save_every(run.config, run.updates)
     return every > 0 and (run.update % every == 0 or run.update == run.updates)
 
 
