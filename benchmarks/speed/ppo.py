@@ -74,7 +74,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> None:
 def ours(args: argparse.Namespace, value_model: str) -> dict[str, Any]:
     rows = datasets.load_dataset("json", data_files=str(args.folder / "prompts.jsonl"), split="train")
     with tempfile.TemporaryDirectory() as output:
-        train_ppo(
+        run = train_ppo(
             policy=str(args.folder / "model"),
             reward=str(args.folder / "reward"),
             task=PromptsRecipe(name="questions", family="prompts", prompt_tokens=64, leakage="warn"),
@@ -97,7 +97,12 @@ def ours(args: argparse.Namespace, value_model: str) -> dict[str, Any]:
         )
         log = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text("utf-8").splitlines()]
     seconds = [line["time/rollout"] + line["time/learning"] for line in log]
-    return {"seconds": seconds, "peak_memory_mb": common.peak_memory_mb(), "length": log[-1]["val/answer_length"]}
+    return {
+        "seconds": seconds,
+        "peak_memory_mb": common.peak_memory_mb(),
+        "length": log[-1]["val/answer_length"],
+        "forecast_mb": (run["forecast"] or {}).get("peak_memory_mb"),
+    }
 
 
 def trl(args: argparse.Namespace, critic: str) -> dict[str, Any]:
