@@ -16,17 +16,20 @@ PACKED_BYTES = 2 * 2**30
 
 
 @contextmanager
-def packed_linears(model: nn.Module) -> Iterator[None]:
+def packed_linears(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Have ``nn.Linear`` layers computed by oneDNN from weights that are packed once, in float32 or bfloat16.
 
     Otherwise the weights are put in order anew at each call, which is most of its time where rows are few, as while a
     text is written (on an AMD EPYC, 8 rows of SmolLM2's layers: in float32, where ``nn.Linear`` asks MKL, 2.3 to 3.7
     times as fast, in bfloat16 1.5 to 1.9 times), and under autocast converted anew. Results differ by rounding alone,
     in bfloat16 not at all. The operators are those that ``torch.compile`` uses for frozen weights; without them, with
-    gradients, and elsewhere than on a CPU layers stay as they are. Weights must not change in the context, nor is
-    autocast to.
+    gradients, and elsewhere than on a CPU layers stay as they are. Weights must not change in the context.
+
+    Args:
+        model: Its layers are computed so inside the context.
+        dtype: That of the autocast in which they will be called; by default of the one that is on, if one is.
     """
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    dtype = torch.get_autocast_dtype("cpu") if dtype is None and torch.is_autocast_enabled("cpu") else dtype
     chosen = [layer for layer in _worth_it(model, dtype) if layer.weight.device.type == "cpu"]
     try:
         for layer in chosen:

@@ -1,4 +1,4 @@
-"""Steps 3.3 and 3.4 of PPO: from answers and their scores to what an update learns from."""
+"""Steps 3.3 and 3.4 of PPO: answers are read, and with their scores become what an update learns from."""
 
 from __future__ import annotations
 
@@ -58,39 +58,53 @@ def policy_forward(run: Run, model: Any, made: Rollouts) -> Forward:
     return Forward(*found, values)
 
 
-def make_experience(run: Run, made: Rollouts, scores: list[float]) -> tuple[Experience, dict[str, float]]:
-    """Log-probabilities, values, KL, rewards and advantages of all answers, and figures for the log."""
-    config, roles, mask = run.config, run.roles, made.mask
-    own = run.share(range(len(mask)))
-    order = sorted(own, key=lambda i: -int(made.attention[i].sum()))
-    size = config.local_rollout_forward_batch_size
-    parts = [torch.tensor(order[start : start + size]) for start in range(0, len(order), size)]
-    policy, reference, values, entropy = (torch.zeros(mask.shape, device=run.device) for _ in range(4))
-
-    def fill(target: Tensor, rows: Tensor, found: Tensor) -> None:
-        target[rows, : found.shape[1]] = found.detach().float()
-
-    with torch.no_grad():
-        with roles.reference.playing() as model, run.autocast():
+@torch.no_grad()
+def read_answers(run: Run, made: Rollouts) -> tuple[Tensor, Tensor]:
+    """The reference's log-probabilities, and the values of a critic with weights of its own: each ``[B, T]``, of this
+    process's answers, else 0."""
+    roles, parts = run.roles, _parts(run, made)
+    reference, values = (torch.zeros(made.mask.shape, device=run.device) for _ in range(2))
+    with roles.reference.playing() as model, run.autocast():
+        for rows in parts:
+            batch = made.take(rows)
+            states = rollouts.hidden_states(model, batch)
+            found = rollouts.answer_logprobs(model, states, batch, run.config.temperature)
+            _fill(reference, rows, found.logprobs)
+    if not roles.shares_trunk:
+        with roles.critic.playing(), run.autocast():
             for rows in parts:
-                batch = made.take(rows)
-                states = rollouts.hidden_states(model, batch)
-                found = rollouts.answer_logprobs(model, states, batch, config.temperature)
-                fill(reference, rows, found.logprobs)
-        if not roles.shares_trunk:
-            with roles.critic.playing(), run.autocast():
-                for rows in parts:
-                    fill(values, rows, roles.critic.values(made.take(rows)))
-    # Where one pass is all that an update's first step needs, it is this one, which comes last: nothing else runs
-    # while its activations are held.
+                _fill(values, rows, roles.critic.values(made.take(rows)))
+    return reference, values
+
+
+def _parts(run: Run, made: Rollouts) -> list[Tensor]:
+    """Rows of this process that run together, the longest first."""
+    order = sorted(run.share(range(len(made.mask))), key=lambda i: -int(made.attention[i].sum()))
+    return list(torch.tensor(order).split(run.config.local_rollout_forward_batch_size))  # type: ignore[no-untyped-call]
+
+
+def _fill(target: Tensor, rows: Tensor, found: Tensor) -> None:
+    target[rows, : found.shape[1]] = found.detach().float()
+
+
+def make_experience(
+    run: Run, made: Rollouts, scores: list[float], read: tuple[Tensor, Tensor]
+) -> tuple[Experience, dict[str, float]]:
+    """The policy's log-probabilities, KL, rewards and advantages of all answers, and figures for the log; ``read`` is
+    what :func:`read_answers` gave."""
+    config, roles, mask = run.config, run.roles, made.mask
+    reference, values = read
+    policy, entropy = (torch.zeros(mask.shape, device=run.device) for _ in range(2))
+    # Where one pass is all that an update's first step needs, it is this one: its activations are held until then.
     again = config.gradient_checkpointing and run.one_pass
+    parts = [torch.tensor(run.share(range(len(mask))))] if run.one_pass else _parts(run, made)
     with torch.set_grad_enabled(run.one_pass), roles.policy.playing(checkpointing=again) as model, run.autocast():
-        for rows in [torch.tensor(own)] if run.one_pass else parts:
+        for rows in parts:
             forward = policy_forward(run, model, made.take(rows))
-            fill(policy, rows, forward.logprobs)
-            fill(entropy, rows, forward.entropy)
+            _fill(policy, rows, forward.logprobs)
+            _fill(entropy, rows, forward.entropy)
             if forward.values is not None:
-                fill(values, rows, forward.values)
+                _fill(values, rows, forward.values)
     policy, reference, values, entropy = (run.summed(v) for v in (policy, reference, values, entropy))
 
     given = torch.tensor(scores, dtype=torch.float32, device=run.device)

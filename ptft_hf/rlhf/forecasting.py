@@ -26,7 +26,7 @@ from ptft_hf.planning.counting import GRADIENTS, OPTIMIZER, WEIGHTS, Counted, Co
 from ptft_hf.planning.forecasts import TOKENIZER_FILES, Forecast
 from ptft_hf.planning.sums import FLOAT_BYTES, HALF_BYTES, key_value_size
 from ptft_hf.rlhf import learning, rewards, roles, rollouts
-from ptft_hf.rlhf.experience import make_experience
+from ptft_hf.rlhf.experience import make_experience, read_answers
 from ptft_hf.rlhf.preparing import (
     Plan,
     Ready,
@@ -42,8 +42,8 @@ from ptft_hf.rlhf.preparing import (
 if TYPE_CHECKING:
     from ptft_hf.rlhf.ppo import Run
 
-REWARDS = "rewards' weights"
-"""Of rewards and judges that are models of their own."""
+REWARDS, PACKED = "rewards' weights", "packed weights"
+"""Of rewards and judges that are models of their own; of :mod:`ptft_hf.models.packing`."""
 CHANGES = (
     "value_model=policy_trunk, a smaller per_device_train_batch_size (with more gradient_accumulation_steps), "
     "gradient_checkpointing=true and a base in four bits take less"
@@ -56,12 +56,14 @@ class Sums(NamedTuple):
 
     weights: int
     rewards: int
+    packed: int
+    """Weights that are packed while answers are written and read."""
     written: int
-    """Keys, values, logits and packed weights while answers are written."""
+    """Keys, values and logits while answers are written."""
     reading: Counted
-    """Rewards on the base, reference and critic read an update's answers, and the policy its first pass."""
+    """Rewards on the base, reference and critic read an update's answers."""
     learning: Counted
-    """The largest pass, forwards and backwards."""
+    """The policy reads them, and the largest pass forwards and backwards."""
     gradients: int
     optimizer: int
     saved: int
@@ -163,10 +165,11 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
             with torch.no_grad(), run.roles.reward.playing():
                 for some in torch.split(own, run.config.local_rollout_forward_batch_size):
                     run.roles.reward.scores(made.take(some))
-        experience, _ = make_experience(run, made, [0.0] * run.batch)
+        read = read_answers(run, made)
         reading = counted()
     rows = torch.arange(min(run.batch, run.config.per_device_train_batch_size))
     with counter.counting() as counted:
+        experience, _ = make_experience(run, made, [0.0] * run.batch, read)
         learning.backward(run, experience.take(rows), made.mask.sum(), experience.forward)
         learnt = counted()
     gradients = size_of(p.grad for p in trained if p.grad is not None)
@@ -176,9 +179,12 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
     optimizer = counter.kinds.get(OPTIMIZER, 0) - before
     policy = run.roles.policy.model
     whole = models.adapter_kind(policy) is None
+    half = torch.bfloat16 if run.bf16 else None
+    packed = models.packed_bytes(policy, half) if run.device.type == "cpu" else 0
     sums = Sums(
         weights,
         sum(_held(item, plan)[0] for item in _models(plan)),
+        packed,
         _written(run, made),
         reading,
         learnt,
@@ -192,15 +198,12 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
 
 
 def _written(run: Run, made: rollouts.Rollouts) -> int:
-    policy = run.roles.policy.model
-    plain = models.plain_model(policy)
+    plain = models.plain_model(run.roles.policy.model)
     vocabulary: int = plain.get_output_embeddings().weight.shape[0]
     kept = key_value_size(plain.config, HALF_BYTES if run.bf16 else FLOAT_BYTES)
     together = min(len(run.share(range(run.batch))), run.config.local_rollout_forward_batch_size)
     # Logits, and in double precision what is sampled from: the chances, and their sums.
-    found = together * ((made.ids.shape[1] + STEPS) * kept + (FLOAT_BYTES + 3 * 8) * vocabulary)
-    on_cpu, dtype = run.device.type == "cpu", torch.bfloat16 if run.bf16 else None
-    return found + (models.packed_bytes(policy, dtype) if on_cpu else 0)
+    return together * ((made.ids.shape[1] + STEPS) * kept + (FLOAT_BYTES + 3 * 8) * vocabulary)
 
 
 def _largest(run: Run) -> rollouts.Rollouts:
@@ -267,8 +270,8 @@ def _forecast(sums: Sums, run: Run, before: int, limit: int | None) -> Forecast:
 
     found = {
         "loading": shared,
-        "answers": {**states, memory.TEXTS: sums.written},
-        "reading": pass_of(sums.reading, 0),
+        "answers": {**states, PACKED: sums.packed, memory.TEXTS: sums.written},
+        "reading": {**pass_of(sums.reading, 0), PACKED: sums.packed},
         "learning": pass_of(sums.learning, sums.gradients if sums.accumulated else 0),
     }
     kept = max(sum(terms.values()) for terms in found.values())

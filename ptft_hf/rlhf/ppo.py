@@ -20,7 +20,7 @@ from ptft_hf import checkpoints, models, records, report, training
 from ptft_hf.errors import ModelError, RecipeError
 from ptft_hf.planning import showing
 from ptft_hf.rlhf import doctor, forecasting, ppo_math, rollouts, saving, watching
-from ptft_hf.rlhf.experience import make_experience
+from ptft_hf.rlhf.experience import make_experience, read_answers
 from ptft_hf.rlhf.learning import learn_from
 from ptft_hf.rlhf.preparing import (
     Plan,
@@ -186,15 +186,19 @@ class Run(Processes):
                 # 3.1 The next prompts: each once, in a new order, before any comes again.
                 began = time.perf_counter()
                 prompts = self.next_prompts()
-                # 3.2 An answer to each, and what the reward and the held-out judge say of it.
-                batch = self.answer(prompts, self.uniforms(len(prompts)))
-                parts, judged = self.score(batch)
-                scores = self.ready.reward.total(parts)
-                if self.update == 0:
-                    self.roles.critic.expect(sum(scores) / len(scores))
-                # 3.3 Log-probabilities under policy and reference, and the critic's values, before any step is taken.
-                # 3.4 Rewards: the KL penalty at each token, the score at the last; and from them advantages.
-                experience, figures = make_experience(self, batch.rollouts, scores)
+                half = torch.bfloat16 if self.bf16 else None
+                with models.packed_linears(self.roles.policy.model, half):
+                    # 3.2 An answer to each, and what the reward and the held-out judge say of it.
+                    batch = self.answer(prompts, self.uniforms(len(prompts)))
+                    parts, judged = self.score(batch)
+                    scores = self.ready.reward.total(parts)
+                    if self.update == 0:
+                        self.roles.critic.expect(sum(scores) / len(scores))
+                    # 3.3 Log-probabilities under the reference, and the critic's values.
+                    read = read_answers(self, batch.rollouts)
+                # 3.4 Log-probabilities under the policy before any step is taken. Rewards: the KL penalty at each
+                # token, the score at the last; and from them advantages.
+                experience, figures = make_experience(self, batch.rollouts, scores, read)
                 sampled = time.perf_counter()
                 # 3.5 Several epochs of minibatches, each an optimizer step on both clipped losses.
                 learnt = learn_from(self, experience)
