@@ -194,6 +194,17 @@ def test_the_report_says_what_it_must(report: tuple[str, str]):
         assert "cells/lora-r8-2.json" in text
 
 
+def test_of_many_pairs_without_a_verdict_those_with_the_best_are_listed():
+    results = [cell(f"m{i}", 0, right(0.5 + i / 100)) for i in range(8)]
+    sentence, table = findings.verdict_parts(only_group(results), 0.01, None)
+    assert sentence == "None of 28 pairs can be decided; here are those with m7, the best mean."
+    assert len(table.rows) == 7 and all("m7" in row[0] for row in table.rows)
+    (few,) = findings.verdict_parts(only_group(results[:4]), 0.01, None)
+    assert len(few.rows) == 6
+    decided = [cell(f"m{i}", seed, right(0.5 + i / 100)) for i in range(8) for seed in range(3)]
+    assert len(findings.verdict_parts(only_group(decided), 0.01, None)[0].rows) == 28
+
+
 def test_rates_at_the_edge_of_what_was_tried_are_said():
     chosen = {"edge": (3e-3, 3e-3, 1e-3), "low": (1e-4, 1e-4, 1e-4), "inside": (1e-3, 1e-3, 1e-3)}
     results = []

@@ -17,6 +17,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -161,7 +163,9 @@ def main() -> None:
     names = [name for name in CONTESTANTS if args.trl_python or not name.startswith("trl")]
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "updates": args.updates, "runs": {}}
     with tempfile.TemporaryDirectory() as place:
-        prepare(Path(place), args)
+        # In a process of its own: those that are started from this one inherit its peak.
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            pool.submit(prepare, Path(place), args).result()
         sys.argv += ["--folder", place]
         for dtype in args.dtypes:
             sys.argv += ["--dtype", dtype]

@@ -21,6 +21,8 @@ COST_NAMES = {
     "seconds": "training, seconds",
     "bytes_on_disk": "on disk, MB",
 }
+UNDECIDED = 10
+"""So many pairs without a verdict are not listed, but those with the best method."""
 CLASSES = 10
 """Classes in a table: those in which the methods differ most."""
 
@@ -190,6 +192,10 @@ def verdict_parts(group: Group, margin: float, reference: str | None) -> list[Pa
         judged = verdicts.judge(group.by_size[size], margin, reference=reference)
         order = ("better", "worse", "equivalent", "cannot be separated", "no verdict")
         judged.sort(key=lambda verdict: order.index(verdict.word))
+        if len(judged) > UNDECIDED and all(verdict.word == "no verdict" for verdict in judged):
+            best = max(group.by_size[size], key=lambda method: float(method.goodness.mean())).name
+            parts.append(f"None of {len(judged)} pairs can be decided; here are those with {best}, the best mean.")
+            judged = [verdict for verdict in judged if best in (verdict.first, verdict.second)]
         unit = f", {group.unit.name}" if group.unit.name else ""
         rows = [
             [
