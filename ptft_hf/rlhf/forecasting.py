@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 
 REWARDS, PACKED = "rewards' weights", "packed weights"
 """Of rewards and judges that are models of their own; of :mod:`ptft_hf.models.packing`."""
+HOLES = 0.65
+"""What glibc loses between the pieces, as a part of what a pass allocates and frees: stages of different shape leave
+holes that the next cannot use. Fitted to two runs of SmolLM2 in float32, with a critic of its own and on the policy's
+trunk: 3,286 and 3,342 MB, where 2,520 and 2,480 MB are in use."""
 CHANGES = (
     "value_model=policy_trunk, a smaller per_device_train_batch_size (with more gradient_accumulation_steps), "
     "gradient_checkpointing=true and a base in four bits take less"
@@ -255,6 +259,7 @@ def _forecast(sums: Sums, run: Run, before: int, limit: int | None) -> Forecast:
     config, updates = run.config, run.updates
     steps = updates * config.num_ppo_epochs * config.num_mini_batches
     calibration = memory.CPU if run.device.type == "cpu" else memory.CUDA
+    holes = HOLES if run.device.type == "cpu" else calibration.allocator
     shared = {memory.BASELINE: before, WEIGHTS: sums.weights, REWARDS: sums.rewards}
     # A pass is trimmed to its own longest prompt and answer.
     lengths = len({len(prompt.ids) for prompt in run.ready.prompts}) + config.response_length
@@ -266,7 +271,7 @@ def _forecast(sums: Sums, run: Run, before: int, limit: int | None) -> Forecast:
     def pass_of(counted: Counted, gradients: int) -> dict[str, int]:
         above = {kind: size for kind, size in counted.kinds.items() if kind not in (WEIGHTS, OPTIMIZER)}
         above[GRADIENTS] = max(above.get(GRADIENTS, 0), gradients)
-        return {**states, **above, memory.ALLOCATOR: round(calibration.allocator * sum(above.values()))}
+        return {**states, **above, memory.ALLOCATOR: round(holes * sum(above.values()))}
 
     found = {
         "loading": shared,
