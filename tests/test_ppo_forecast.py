@@ -20,7 +20,7 @@ from tests.tiny import make_checkpoint
 # ruff: noqa: F811 - fixtures are imported, and then named as parameters
 
 
-def planned(policy: Path, reward: Any = length, adapter: Any = LORA, **settings: Any) -> Forecast:
+def planned(policy: Path, reward: Any = length, adapter: Any = LORA, limit: int = 10**12, **settings: Any) -> Forecast:
     return forecasting.plan_ppo(
         policy=policy,
         reward=reward,
@@ -28,7 +28,7 @@ def planned(policy: Path, reward: Any = length, adapter: Any = LORA, **settings:
         adapter=adapter,
         data=prompts(),
         settings={**QUICK, **settings},
-        limit=10**9,
+        limit=limit,
     )
 
 
@@ -156,7 +156,7 @@ def test_of_other_decoders(name: str, tmp_path: Path) -> None:
     folder = make_language_model(name, tmp_path / name)
     found = planned(folder)
     assert found.stages["loading"]["weights"] > 4 * numbers(folder)
-    assert found.fits
+    assert found.fits and not planned(folder, limit=10**6).fits
 
 
 def test_bad_settings_are_refused_before_anything_is_counted(llama: Path) -> None:
