@@ -20,7 +20,9 @@ from tests.tiny import make_checkpoint
 # ruff: noqa: F811 - fixtures are imported, and then named as parameters
 
 
-def planned(policy: Path, reward: Any = length, adapter: Any = LORA, limit: int = 10**12, **settings: Any) -> Forecast:
+def planned(
+    policy: Path, reward: Any = length, adapter: Any = LORA, limit: int = 10**12, **settings: Any
+) -> Forecast:
     return forecasting.plan_ppo(
         policy=policy,
         reward=reward,
