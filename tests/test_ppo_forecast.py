@@ -30,7 +30,7 @@ def planned(
         adapter=adapter,
         data=prompts(),
         settings={**QUICK, **settings},
-        limit=limit,
+        memory=limit,
     )
 
 

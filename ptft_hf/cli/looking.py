@@ -116,12 +116,11 @@ def _plan_ppo(
     from ptft_hf.recipes.ppo import check_ppo
 
     check_ppo(policy, task, adapter, sets)
-    from ptft_hf.planning.machine import parse_size
     from ptft_hf.rlhf.forecasting import plan_ppo
 
     keep_freed_memory()
     given: dict[str, Any] = {"reward": reward, "adapter": adapter, "judge": judge, "seed": seed, "settings": sets}
-    return plan_ppo(policy=policy, task=task, limit=parse_size(memory) if memory else None, **given)
+    return plan_ppo(policy=policy, task=task, memory=memory, **given)
 
 
 @app.command()

@@ -59,7 +59,8 @@ class Sums(NamedTuple):
     """Bytes of a run's parts; each ``Counted`` includes the weights of the base and of all that is on it."""
 
     weights: int
-    rewards: int
+    rewards: dict[str, int]
+    """Of rewards and judge that are models of their own, by what they are written as; 0 of what is not at hand."""
     packed: int
     """Weights that are packed while answers are written and read."""
     written: int
@@ -87,7 +88,7 @@ def plan_ppo(
     data: Any = None,
     seed: int = 42,
     settings: Mapping[str, Any] | Sequence[str] = (),
-    limit: int | None = None,
+    memory: str | int | None = None,
 ) -> Forecast:
     """Forecast what :func:`ptft_hf.rlhf.ppo.train_ppo` will take with these arguments. No weights of the base are
     loaded, and nothing is written.
@@ -101,18 +102,19 @@ def plan_ppo(
         data: Used instead of the recipe's ``data``.
         seed: Of splits that are made.
         settings: As after ``--set``.
-        limit: Bytes that the process may hold; by default what is free.
+        memory: Bytes that the process may hold, or a text such as ``16GiB``; by default what is free.
 
     Raises:
         PtftError: What is wrong with recipes, prompts or the base; rewards are looked at, and not loaded.
     """
+    limit = machine.parse_size(memory) if isinstance(memory, str) else memory
     given = list(reward) if isinstance(reward, list | tuple) else [reward]
     asked = make_plan(policy, given or [None], task, adapter, judge, seed, settings)
     if not given:
         asked = asked._replace(reward=())
-    for item in (*asked.reward, asked.judge):
-        if isinstance(item, str | Path) and rewards.names_function(source := rewards.parse(str(item)).source):
-            rewards.import_function(source, "--reward")
+    for item in _rewards(asked):
+        if isinstance(item, str | Path) and _is_function(item):
+            rewards.import_function(rewards.parse(str(item)).source, "--reward")
     counter = Counter()
     with tempfile.TemporaryDirectory() as folder, untouched_randomness():
         try:
@@ -135,7 +137,7 @@ def before_run(run: Run) -> Forecast | None:
         with tempfile.TemporaryDirectory() as folder, untouched_randomness(), counter, models.quiet():
             parts = _bare_roles(run.plan, run.ready.tokenizer, run.device)
             sums, _ = _count(counter, run.plan, run.ready._replace(roles=parts), Path(folder))
-        found = _forecast(sums, run, baseline(sums.weights + sums.rewards), machine.available())
+        found = _forecast(sums, run, baseline(sums.weights + sum(sums.rewards.values())), machine.available())
     except Exception as error:
         report.say(f"- no forecast of memory: {said(error)}", style="yellow")
         return None
@@ -187,7 +189,7 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
     packed = models.packed_bytes(policy, half) if run.device.type == "cpu" else 0
     sums = Sums(
         weights,
-        sum(_held(item, plan)[0] for item in _models(plan)),
+        _models(plan),
         packed,
         _written(run, made),
         reading,
@@ -218,41 +220,39 @@ def _largest(run: Run) -> rollouts.Rollouts:
     return rollouts.collate(prompts, answers, frozenset(), 0, run.device)
 
 
-def _models(plan: Plan) -> list[str]:
-    """Rewards and judge that are models of their own, as they are written."""
-    shared = reward_on_base(plan)
-    texts = [str(item) for item in plan.reward if isinstance(item, str | Path)]
-    texts = [text for text in texts if Path(rewards.parse(text).source) != shared]
-    judge = [str(plan.judge)] if isinstance(plan.judge, str | Path) else []
-    return [text for text in (*texts, *judge) if not rewards.names_function(rewards.parse(text).source)]
+def _rewards(plan: Plan) -> list[Any]:
+    """Rewards and judge, as they were given."""
+    return [item for item in (*plan.reward, plan.judge) if item is not None]
 
 
-def _held(text: str, plan: Plan) -> tuple[int, str | None]:
-    """Bytes of such a model's weights; and what is to be said, if they are not at hand."""
-    place = Path(rewards.parse(text).source)
-    source = str(place)
-    if (place / "adapter_config.json").is_file():
-        source = of_adapter_folder(place)[1]
-    shapes = skeletons.stored_shapes(source, {})
-    size = FLOAT_BYTES * sum(int(torch.Size(shape).numel()) for shape in shapes.values())
-    return size, None if size else f"{text}: its weights are not at hand, and not counted"
+def _is_function(given: Any) -> bool:
+    return not isinstance(given, str | Path) or rewards.names_function(rewards.parse(str(given)).source)
 
 
-def _notes(run: Run) -> list[str]:
-    plan, notes = run.plan, ["of PPO there is no forecast of time"]
+def _models(plan: Plan) -> dict[str, int]:
+    """See :attr:`Sums.rewards`. The judge is a model of its own even if it is the reward on the base."""
+    shared, found = reward_on_base(plan), {}
+    for text in (str(item) for item in _rewards(plan) if not _is_function(item)):
+        place = Path(rewards.parse(text).source)
+        if place != shared or text == str(plan.judge):
+            is_adapter = (place / "adapter_config.json").is_file()
+            shapes = skeletons.stored_shapes(of_adapter_folder(place)[1] if is_adapter else str(place), {})
+            found[text] = FLOAT_BYTES * sum(int(torch.Size(shape).numel()) for shape in shapes.values())
+    return found
+
+
+def _notes(run: Run, others: Mapping[str, int]) -> list[str]:
+    notes = ["of PPO there is no forecast of time"]
     if run.world > 1:
         notes.append("of one process; what several exchange is not counted")
-    if not plan.reward:
+    if not run.plan.reward:
         notes.append("no reward was named")
-    written = [item for item in (*plan.reward, plan.judge) if isinstance(item, str | Path)]
-    functions = [item for item in (*plan.reward, plan.judge) if item is not None and item not in written]
-    functions += [item for item in written if rewards.names_function(rewards.parse(str(item)).source)]
-    if functions:
+    if any(map(_is_function, _rewards(run.plan))):
         notes.append("what a reward in Python holds is not known")
-    others = _models(plan)
     if others:
         notes.append("of rewards that are models of their own the weights are counted alone")
-    return [*notes, *(note for text in others if (note := _held(text, plan)[1]))]
+    missing = [text for text, size in others.items() if not size]
+    return [*notes, *(f"{text}: its weights are not at hand, and not counted" for text in missing)]
 
 
 def _forecast(sums: Sums, run: Run, before: int, limit: int | None) -> Forecast:
@@ -260,7 +260,7 @@ def _forecast(sums: Sums, run: Run, before: int, limit: int | None) -> Forecast:
     steps = updates * config.num_ppo_epochs * config.num_mini_batches
     calibration = memory.CPU if run.device.type == "cpu" else memory.CUDA
     holes = HOLES if run.device.type == "cpu" else calibration.allocator
-    shared = {memory.BASELINE: before, WEIGHTS: sums.weights, REWARDS: sums.rewards}
+    shared = {memory.BASELINE: before, WEIGHTS: sums.weights, REWARDS: sum(sums.rewards.values())}
     # A pass is trimmed to its own longest prompt and answer.
     lengths = len({len(prompt.ids) for prompt in run.ready.prompts}) + config.response_length
     shapes = min(steps * config.gradient_accumulation_steps, lengths)
@@ -297,5 +297,5 @@ def _forecast(sums: Sums, run: Run, before: int, limit: int | None) -> Forecast:
         steps,
         (rows, longest),
         limit=limit,
-        notes=tuple(_notes(run)),
+        notes=tuple(_notes(run, sums.rewards)),
     )
