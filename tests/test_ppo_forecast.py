@@ -21,13 +21,14 @@ from tests.tiny import make_checkpoint
 
 
 def planned(
-    policy: Path, reward: Any = length, adapter: Any = LORA, limit: int = 10**12, **settings: Any
+    policy: Path, reward: Any = length, adapter: Any = LORA, limit: int = 10**12, judge: Any = None, **settings: Any
 ) -> Forecast:
     return forecasting.plan_ppo(
         policy=policy,
         reward=reward,
         task=recipe(),
         adapter=adapter,
+        judge=judge,
         data=prompts(),
         settings={**QUICK, **settings},
         memory=limit,
@@ -83,7 +84,9 @@ def test_what_costs_more_is_forecast_to(llama: Path) -> None:
 
 def test_a_reward_on_the_base_is_counted_once_and_another_model_for_itself(llama: Path, tmp_path: Path) -> None:
     alone = planned(llama)
-    on_base = planned(llama, str(reward_folder(llama, tmp_path / "reward")))
+    reward = str(reward_folder(llama, tmp_path / "reward"))
+    on_base = planned(llama, reward)
+    assert planned(llama, reward, judge=reward).stages["loading"][forecasting.REWARDS] == 4 * numbers(llama)
     assert forecasting.REWARDS not in on_base.stages["loading"]
     assert on_base.stages["loading"]["weights"] > alone.stages["loading"]["weights"]
     other = make_checkpoint("bert", tmp_path / "bert", auto="AutoModelForSequenceClassification")
