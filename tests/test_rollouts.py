@@ -43,7 +43,7 @@ def uniforms(seed: int = 3, length: int = 12) -> Tensor:
 
 def answers_of(model: Any, batch_size: int = 2, prompts: Any = PROMPTS, draws: Any = None) -> list[list[int]]:
     options: Any = {"end_ids": END, "pad_id": 0, "temperature": 0.9, "batch_size": batch_size}
-    return rollouts.generate(model, prompts, uniforms() if draws is None else draws, **options)
+    return rollouts.generate(model, prompts, uniforms() if draws is None else draws, **options).answers
 
 
 def naive_answer(model: Any, prompt: list[int], draws: Tensor) -> list[int]:
@@ -127,6 +127,20 @@ def test_prompts_of_like_length_run_together(model: Any) -> None:
 
 
 # ---- log-probabilities ----
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_what_answers_were_drawn_with_is_what_is_read_of_them(batch_size: int, model: Any) -> None:
+    options: Any = {"end_ids": END, "pad_id": 0, "temperature": 0.9, "batch_size": batch_size}
+    answers, drawn = rollouts.generate(model, PROMPTS, uniforms(), **options)
+    batch = made(answers)
+    length = batch.mask.shape[1]
+    assert len(set(map(len, answers))) > 1
+    with torch.no_grad():
+        read = rollouts.answer_logprobs(model, rollouts.hidden_states(model, batch), batch, 0.9)
+    for found, expected in zip(drawn, read, strict=True):
+        torch.testing.assert_close(found[:, :length], expected, atol=2e-6, rtol=1e-5)
+        assert not found[:, length:].any() and not found[:, :length][batch.mask == 0].any()
 
 
 @pytest.mark.parametrize("chunk", [1, 500, 2**24])

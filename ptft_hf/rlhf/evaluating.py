@@ -196,7 +196,7 @@ def _side(
                 pad_id=pad,
                 temperature=config.temperature,
                 batch_size=size,
-            )
+            ).answers
             bar.update()
         made = rollouts.collate(ids, answers, policy.ends, pad, device)
         weighed = made if weighed is None else weighed

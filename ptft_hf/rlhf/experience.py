@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ptft_hf.rlhf import ppo_math, rollouts
-from ptft_hf.rlhf.rollouts import Rollouts
+from ptft_hf.rlhf.rollouts import LogProbs, Rollouts
 
 if TYPE_CHECKING:
     from ptft_hf.rlhf.ppo import Run
@@ -18,12 +18,22 @@ BY_TOKEN = ("logprobs", "values", "kl", "advantages", "returns")
 
 
 class Forward(NamedTuple):
-    """A pass of the policy over ``B`` answers of up to ``T`` tokens; each ``[B, T]``, 0 at padding."""
+    """A pass of the critic over ``B`` answers of up to ``T`` tokens."""
 
+    values: Tensor
+    """``[B, T]``, 0 at padding."""
+    policy: LogProbs | None
+    """The policy's, of whose hidden states the critic is a head; None of a critic with weights of its own."""
+
+
+class Read(NamedTuple):
+    """What is known of this process's answers before any step is taken: each ``[B, T]``, 0 elsewhere."""
+
+    reference: Tensor
+    """Log-probabilities, as the next."""
     logprobs: Tensor
     entropy: Tensor
-    values: Tensor | None
-    """The critic's, if it is a head on the policy's hidden states."""
+    values: Tensor
 
 
 class Experience(NamedTuple):
@@ -39,8 +49,8 @@ class Experience(NamedTuple):
     advantages: Tensor
     returns: Tensor
     forward: list[Forward]
-    """The policy's pass over this process's answers, from which ``logprobs`` is, if it is to be the first step's,
-    which takes it out; else empty."""
+    """The critic's pass over this process's answers from which ``values`` are, if it is to be the first step's, which
+    takes it out; else empty."""
 
     def take(self, rows: Tensor) -> Experience:
         """Some rows, without the columns that are padding in all of them."""
@@ -50,31 +60,59 @@ class Experience(NamedTuple):
         return Experience(some, self.scores[rows], **by_token, forward=[])
 
 
-def policy_forward(run: Run, model: Any, made: Rollouts) -> Forward:
-    """The policy's pass over answers, while it plays."""
+def policy_logprobs(run: Run, model: Any, made: Rollouts, states: Tensor | None = None) -> LogProbs:
+    """Of answers, by the part that plays, given its :func:`rollouts.hidden_states` if they are there."""
+    states = rollouts.hidden_states(model, made) if states is None else states
+    return rollouts.answer_logprobs(model, states, made, run.config.temperature)
+
+
+def critic_forward(run: Run, model: Any, made: Rollouts) -> Forward:
+    """The critic's pass over answers, while it plays; on the policy's trunk the policy's, too."""
     states = rollouts.hidden_states(model, made)
-    found = rollouts.answer_logprobs(model, states, made, run.config.temperature)
-    values = run.roles.critic.values(made, states) if run.roles.shares_trunk else None
-    return Forward(*found, values)
+    policy = policy_logprobs(run, model, made, states) if run.roles.shares_trunk else None
+    return Forward(run.roles.critic.values(made, states), policy)
 
 
 @torch.no_grad()
-def read_answers(run: Run, made: Rollouts) -> tuple[Tensor, Tensor]:
-    """The reference's log-probabilities, and the values of a critic with weights of its own: each ``[B, T]``, of this
-    process's answers, else 0."""
+def read_answers(run: Run, made: Rollouts, drawn: LogProbs) -> Read:
+    """What is read without gradients: the reference's log-probabilities, the policy's and the critic's values.
+
+    In float32 the policy's are those that its own answers were ``drawn`` with, and are not read again. In lower
+    precision they are: the cache of keys and values rounds otherwise, and ratios would begin as noise around 1.
+    """
     roles, parts = run.roles, _parts(run, made)
-    reference, values = (torch.zeros(made.mask.shape, device=run.device) for _ in range(2))
+    read = Read(*(torch.zeros(made.mask.shape, device=run.device) for _ in Read._fields))
     with roles.reference.playing() as model, run.autocast():
         for rows in parts:
-            batch = made.take(rows)
-            states = rollouts.hidden_states(model, batch)
-            found = rollouts.answer_logprobs(model, states, batch, run.config.temperature)
-            _fill(reference, rows, found.logprobs)
-    if not roles.shares_trunk:
-        with roles.critic.playing(), run.autocast():
+            _fill(read.reference, rows, policy_logprobs(run, model, made.take(rows)).logprobs)
+    if run.exact:
+        _fill_policy(read, _own(run, made), LogProbs(*(values[:, : made.mask.shape[1]] for values in drawn)))
+    elif not roles.shares_trunk:
+        with roles.policy.playing() as model, run.autocast():
             for rows in parts:
-                _fill(values, rows, roles.critic.values(made.take(rows)))
-    return reference, values
+                _fill_policy(read, rows, policy_logprobs(run, model, made.take(rows)))
+    if not run.one_pass:
+        with roles.critic.playing() as model, run.autocast():
+            for rows in parts:
+                some = made.take(rows)
+                found = Forward(roles.critic.values(some), None) if run.exact else critic_forward(run, model, some)
+                _fill_values(run, read, rows, found)
+    return read
+
+
+def _fill_values(run: Run, read: Read, rows: Tensor, found: Forward) -> None:
+    _fill(read.values, rows, found.values)
+    if found.policy is not None and not run.exact:
+        _fill_policy(read, rows, found.policy)
+
+
+def _fill_policy(read: Read, rows: Tensor, found: LogProbs) -> None:
+    _fill(read.logprobs, rows, found.logprobs)
+    _fill(read.entropy, rows, found.entropy)
+
+
+def _own(run: Run, made: Rollouts) -> Tensor:
+    return torch.tensor(run.share(range(len(made.mask))))
 
 
 def _parts(run: Run, made: Rollouts) -> list[Tensor]:
@@ -88,24 +126,19 @@ def _fill(target: Tensor, rows: Tensor, found: Tensor) -> None:
 
 
 def make_experience(
-    run: Run, made: Rollouts, scores: list[float], read: tuple[Tensor, Tensor]
+    run: Run, made: Rollouts, scores: list[float], read: Read
 ) -> tuple[Experience, dict[str, float]]:
-    """The policy's log-probabilities, KL, rewards and advantages of all answers, and figures for the log; ``read`` is
-    what :func:`read_answers` gave."""
-    config, roles, mask = run.config, run.roles, made.mask
-    reference, values = read
-    policy, entropy = (torch.zeros(mask.shape, device=run.device) for _ in range(2))
-    # Where one pass is all that an update's first step needs, it is this one: its activations are held until then.
-    again = config.gradient_checkpointing and run.one_pass
-    parts = [torch.tensor(run.share(range(len(mask))))] if run.one_pass else _parts(run, made)
-    with torch.set_grad_enabled(run.one_pass), roles.policy.playing(checkpointing=again) as model, run.autocast():
-        for rows in parts:
-            forward = policy_forward(run, model, made.take(rows))
-            _fill(policy, rows, forward.logprobs)
-            _fill(entropy, rows, forward.entropy)
-            if forward.values is not None:
-                _fill(values, rows, forward.values)
-    policy, reference, values, entropy = (run.summed(v) for v in (policy, reference, values, entropy))
+    """KL, rewards and advantages of all answers, and figures for the log; ``read`` is what :func:`read_answers`
+    gave."""
+    config, mask = run.config, made.mask
+    held: list[Forward] = []
+    if run.one_pass:
+        # One pass is all that an update's first step needs of the critic. It is this one: activations are held until
+        # then, those of one part alone, for the policy's log-probabilities are there.
+        with run.roles.critic.playing(checkpointing=config.gradient_checkpointing) as model, run.autocast():
+            held.append(critic_forward(run, model, made.take(_own(run, made))))
+        _fill_values(run, read, _own(run, made), held[0])
+    reference, policy, entropy, values = (run.summed(each) for each in read)
 
     given = torch.tensor(scores, dtype=torch.float32, device=run.device)
     given = ppo_math.penalised_scores(given, made.ended, config.missing_eos_penalty)
@@ -123,5 +156,4 @@ def make_experience(
         "val/explained_variance": ppo_math.explained_variance(values, returns, mask).item(),
         "val/scores_share": share,
     }
-    kept = [forward] if run.one_pass else []
-    return Experience(made, given, policy, values, kl, advantages, returns, kept), figures
+    return Experience(made, given, policy, values, kl, advantages, returns, held), figures

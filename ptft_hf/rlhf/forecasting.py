@@ -66,9 +66,9 @@ class Sums(NamedTuple):
     written: int
     """Keys, values and logits while answers are written."""
     reading: Counted
-    """Rewards on the base, reference and critic read an update's answers."""
+    """Rewards on the base, reference, policy and critic read an update's answers."""
     learning: Counted
-    """The policy reads them, and the largest pass forwards and backwards."""
+    """The largest pass forwards and backwards."""
     gradients: int
     optimizer: int
     saved: int
@@ -171,7 +171,8 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
             with torch.no_grad(), run.roles.reward.playing():
                 for some in torch.split(own, run.config.local_rollout_forward_batch_size):
                     run.roles.reward.scores(made.take(some))
-        read = read_answers(run, made)
+        zeros = torch.zeros(len(run.share(range(run.batch))), run.config.response_length, device=run.device)
+        read = read_answers(run, made, rollouts.LogProbs(zeros, zeros))
         reading = counted()
     rows = torch.arange(min(run.batch, run.config.per_device_train_batch_size))
     with counter.counting() as counted:

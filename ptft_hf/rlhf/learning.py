@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ptft_hf.allocator import give_back_freed_memory
 from ptft_hf.rlhf import ppo_math
-from ptft_hf.rlhf.experience import Experience, Forward, policy_forward
+from ptft_hf.rlhf.experience import Experience, Forward, critic_forward, policy_logprobs
+from ptft_hf.rlhf.rollouts import LogProbs
 
 if TYPE_CHECKING:
     from ptft_hf.rlhf.ppo import Run
@@ -54,44 +55,41 @@ def step(run: Run, experience: Experience, rows: Tensor) -> dict[str, float]:
 
 
 def backward(run: Run, batch: Experience, tokens: Tensor, held: list[Forward]) -> dict[str, Tensor]:
-    """Gradients of one pass, added to those of the passes before; returns sums over its tokens. The policy's part of
+    """Gradients of one pass, added to those of the passes before; returns sums over its tokens. The critic's part of
     it is taken out of ``held``, if it has run.
 
     Each part's backward pass happens while it plays: what is computed again for it meets the same adapter.
     """
-    config, mask, critic = run.config, batch.rollouts.mask, run.roles.critic
-    value: ppo_math.Clipped | None = None
+    config, mask, roles = run.config, batch.rollouts.mask, run.roles
 
-    def value_losses(values: Tensor) -> ppo_math.Clipped:
-        return ppo_math.value_losses(values, batch.values, batch.returns, mask, config.cliprange_value)
+    def policy_losses(now: LogProbs) -> ppo_math.Clipped:
+        return ppo_math.policy_losses(now.logprobs, batch.logprobs, batch.advantages, mask, config.cliprange)
 
-    with run.roles.policy.playing(checkpointing=config.gradient_checkpointing) as model:
+    with roles.critic.playing(checkpointing=config.gradient_checkpointing) as model:
         with run.autocast():
-            now = held.pop() if held else policy_forward(run, model, batch.rollouts)
-            given = (batch.logprobs, batch.advantages, mask, config.cliprange)
-            policy = ppo_math.policy_losses(now.logprobs, *given)
-            loss = policy.losses.sum() / tokens
-            if now.values is not None:
-                value = value_losses(now.values)
-                loss = loss + config.vf_coef * value.losses.sum() / tokens
+            now = held.pop() if held else critic_forward(run, model, batch.rollouts)
+            value = ppo_math.value_losses(now.values, batch.values, batch.returns, mask, config.cliprange_value)
+            loss = config.vf_coef * value.losses.sum() / tokens
+            found = now.policy
+            if found is not None:
+                policy = policy_losses(found)
+                loss = loss + policy.losses.sum() / tokens
         loss.backward()  # type: ignore[no-untyped-call]
-    difference = (now.logprobs - batch.logprobs).detach() * mask
-    found = {
+    sums = {"loss/value_avg": value.losses.sum().detach(), "val/clipfrac_avg": value.clipped.sum()}
+    if found is None:
+        del now, value, loss
+        if run.device.type == "cpu":
+            give_back_freed_memory()
+        with roles.policy.playing(checkpointing=config.gradient_checkpointing) as model:
+            with run.autocast():
+                found = policy_logprobs(run, model, batch.rollouts)
+                policy = policy_losses(found)
+            (policy.losses.sum() / tokens).backward()  # type: ignore[no-untyped-call]
+    difference = (found.logprobs - batch.logprobs).detach() * mask
+    return {
+        **sums,
         "loss/policy_avg": policy.losses.sum().detach(),
         "policy/clipfrac_avg": policy.clipped.sum(),
         "policy/approxkl_avg": 0.5 * (difference**2).sum(),
         "val/ratio": (difference.exp() * mask).sum(),
-    }
-    if value is None:
-        del now, policy, loss
-        if run.device.type == "cpu":
-            give_back_freed_memory()
-        with critic.playing(checkpointing=config.gradient_checkpointing):
-            with run.autocast():
-                value = value_losses(critic.values(batch.rollouts))
-            (config.vf_coef * value.losses.sum() / tokens).backward()  # type: ignore[no-untyped-call]
-    return {
-        **found,
-        "loss/value_avg": value.losses.sum().detach(),
-        "val/clipfrac_avg": value.clipped.sum(),
     }

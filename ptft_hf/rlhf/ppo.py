@@ -135,6 +135,8 @@ class Run(Processes):
         self.batch, self.step_size = batch_sizes(self.config, self.world)
         own = len(self.share(range(self.batch)))
         self.one_pass = self.step_size == self.batch and own <= self.config.per_device_train_batch_size
+        # What a token was drawn with and what is learnt from differ by rounding: of float32, by too little to matter.
+        self.exact = not self.bf16 and all(p.dtype == torch.float32 for p in self.roles.policy.model.parameters())
         self.updates = number_of_updates(self.config, len(ready.prompts), self.world)
         self.trained = self.roles.trained()
         if self.config.gradient_checkpointing:
@@ -189,15 +191,15 @@ class Run(Processes):
                 half = torch.bfloat16 if self.bf16 else None
                 with models.packed_linears(self.roles.policy.model, half):
                     # 3.2 An answer to each, and what the reward and the held-out judge say of it.
-                    batch = self.answer(prompts, self.uniforms(len(prompts)))
+                    batch, drawn = self.answer(prompts, self.uniforms(len(prompts)))
                     parts, judged = self.score(batch)
                     scores = self.ready.reward.total(parts)
                     if self.update == 0:
                         self.roles.critic.expect(sum(scores) / len(scores))
-                    # 3.3 Log-probabilities under the reference, and the critic's values.
-                    read = read_answers(self, batch.rollouts)
-                # 3.4 Log-probabilities under the policy before any step is taken. Rewards: the KL penalty at each
-                # token, the score at the last; and from them advantages.
+                    # 3.3 Log-probabilities under the reference and the policy, and the critic's values, before any
+                    # step is taken.
+                    read = read_answers(self, batch.rollouts, drawn)
+                # 3.4 Rewards: the KL penalty at each token, the score at the last; and from them advantages.
                 experience, figures = make_experience(self, batch.rollouts, scores, read)
                 sampled = time.perf_counter()
                 # 3.5 Several epochs of minibatches, each an optimizer step on both clipped losses.
@@ -249,11 +251,14 @@ class Run(Processes):
         """``[count, response_length]`` numbers in [0, 1), which all processes draw alike."""
         return torch.rand(count, self.config.response_length, generator=self.generator)
 
-    def answer(self, prompts: Sequence[Prompt], uniforms: Tensor, alone: bool = False) -> Answered:
-        """An answer to each prompt; each process samples its share, and gets those of the others."""
+    def answer(
+        self, prompts: Sequence[Prompt], uniforms: Tensor, alone: bool = False
+    ) -> tuple[Answered, rollouts.LogProbs]:
+        """An answer to each prompt; each process samples its share, and gets those of the others, but not what they
+        were drawn with."""
         own = range(len(prompts)) if alone else self.share(range(len(prompts)))
         with self.roles.policy.playing() as model, self.autocast():
-            answers = rollouts.generate(
+            answers, drawn = rollouts.generate(
                 model,
                 [prompts[i].ids for i in own],
                 uniforms[list(own)],
@@ -268,7 +273,8 @@ class Run(Processes):
         decode = partial(rollouts.answer_text, self.ready.tokenizer)
         texts = [decode(prompt.ids, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         made = rollouts.collate(ids, answers, self.ready.end_ids, pad, self.device)
-        return Answered([prompt.text for prompt in prompts], texts, made, [prompt.source for prompt in prompts])
+        sources = [prompt.source for prompt in prompts]
+        return Answered([prompt.text for prompt in prompts], texts, made, sources), drawn
 
     def score(self, batch: Answered) -> tuple[dict[str, list[float]], list[float] | None]:
         """Each reward's scores by its name, and the held-out judge's; each process scores its share."""
@@ -278,6 +284,7 @@ class Run(Processes):
         count = len(batch.answers)
         found = {name: self.gathered(scores, count) for name, scores in parts.items()}
         return found, None if judged is None else self.gathered(judged, count)
+
 
 def main() -> None:
     """``torchrun -m ptft_hf.rlhf.ppo ...`` is ``ptft ppo ...`` in several processes."""

@@ -81,6 +81,23 @@ def sample(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     return torch.searchsorted(below, place, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
 
 
+class LogProbs(NamedTuple):
+    """Of the answers' tokens, in nats, each ``[B, T]`` and 0 at padding; float32."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    """Of the distribution that the token was drawn from; without gradient."""
+
+
+class Sampled(NamedTuple):
+    """Answers to ``N`` prompts, in their order."""
+
+    answers: list[list[int]]
+    """Ids, 1 to ``T`` each; the end token is kept."""
+    drawn: LogProbs
+    """``[N, T]``, as the logits had them from which the tokens were drawn."""
+
+
 @torch.no_grad()
 def generate(
     model: Any,
@@ -91,7 +108,7 @@ def generate(
     pad_id: int,
     temperature: float,
     batch_size: int,
-) -> list[list[int]]:
+) -> Sampled:
     """Sample an answer to each prompt, with the KV cache; prompts of like length run together.
 
     Args:
@@ -102,26 +119,31 @@ def generate(
         pad_id: What stands before shorter prompts.
         temperature: Of the distribution that is sampled from; log-probabilities are those at this temperature.
         batch_size: Rows that run together.
-
-    Returns:
-        ``N`` answers of 1 to ``T`` tokens, in the order of the prompts; the end token is kept.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     device, longest = next(model.parameters()).device, uniforms.shape[1]
+    drawn = LogProbs(*(torch.zeros(uniforms.shape, device=device) for _ in LogProbs._fields))
     with packed_linears(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            drawn = uniforms[rows].to(device)
+            places, numbers = torch.tensor(rows, device=device), uniforms[rows].to(device)
 
-            def choose(logits: Tensor, which: Tensor, step: int, drawn: Tensor = drawn) -> Tensor:
-                return sample(logits, drawn[which, step], temperature)
+            def choose(
+                logits: Tensor, which: Tensor, step: int, places: Tensor = places, numbers: Tensor = numbers
+            ) -> Tensor:
+                tokens = sample(logits, numbers[which, step], temperature)
+                for values, found in zip(drawn, _of_tokens(logits.float() / temperature, tokens), strict=True):
+                    values[places[which], step] = found
+                return tokens
 
             some = [prompts[i] for i in rows]
             sampled = decode(model, some, choose, ends=end_ids, pad_id=pad_id, max_new_tokens=longest)
             for row, tokens in zip(rows, sampled, strict=True):
                 answers[row] = tokens
-    return answers
+                for values in drawn:
+                    values[row, len(tokens) :] = 0  # drawn before the row left
+    return Sampled(answers, drawn)
 
 
 def answer_text(tokenizer: Any, prompt: Sequence[int], answer: Sequence[int]) -> str:
@@ -166,14 +188,6 @@ def as_rows(values: Tensor, mask: Tensor) -> Tensor:
     )
 
 
-class LogProbs(NamedTuple):
-    """Of the answers' tokens, in nats, each ``[B, T]`` and 0 at padding; float32."""
-
-    logprobs: Tensor
-    entropy: Tensor
-    """Of the distribution that the token was drawn from; without gradient."""
-
-
 def answer_logprobs(
     model: Any, states: Tensor, rollouts: Rollouts, temperature: float, chunk: int = CHUNK
 ) -> LogProbs:
@@ -201,7 +215,10 @@ def answer_logprobs(
 
 
 def _logprobs(model: Any, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = lm_logits(model, states) / temperature
+    return _of_tokens(lm_logits(model, states) / temperature, targets)
+
+
+def _of_tokens(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     chosen = logits.gather(1, targets[:, None]).squeeze(1)
     return chosen - torch.logsumexp(logits, 1), entropy_from_logits(logits.detach())
 

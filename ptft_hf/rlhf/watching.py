@@ -92,7 +92,8 @@ def sample_held_out(run: Run) -> None:
     """Answers to some held-out prompts, always with the same random numbers, for the page of samples."""
     prompts = run.ready.held_out[:SAMPLED_PROMPTS]
     draw = torch.Generator().manual_seed(run.plan.seed)
-    batch = run.answer(prompts, torch.rand(len(prompts), run.config.response_length, generator=draw), alone=True)
+    numbers = torch.rand(len(prompts), run.config.response_length, generator=draw)
+    batch, _ = run.answer(prompts, numbers, alone=True)
     parts = run.ready.reward.parts(batch)
     with (run.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
         for i, prompt in enumerate(prompts):
