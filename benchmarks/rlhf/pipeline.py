@@ -46,7 +46,7 @@ def preferred() -> dict[str, list[str]]:
 
 
 def question_of(prompt: str) -> str:
-    return re.findall(r"Question: (.*)\nAnswer:", prompt)[-1]
+    return str(re.findall(r"Question: (.*)\nAnswer:", prompt)[-1])
 
 
 def rouge_l(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:

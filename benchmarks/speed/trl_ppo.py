@@ -56,13 +56,14 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
     bf16 = args.dtype == "bfloat16"
+    frozen = torch.bfloat16 if bf16 else torch.float32  # adapters on it stay in float32
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
     lora = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-    policy = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    policy = AutoModelForCausalLM.from_pretrained(args.model, dtype=frozen)
     scorers = []
-    for _ in range(2):
+    for dtype in (frozen, torch.float32 if args.critic == "full" else frozen):
         torch.manual_seed(0)
-        options = {"num_labels": 1, "dtype": torch.float32, "pad_token_id": tokenizer.pad_token_id}
+        options = {"num_labels": 1, "dtype": dtype, "pad_token_id": tokenizer.pad_token_id}
         scorers.append(AutoModelForSequenceClassification.from_pretrained(args.model, **options))
     reward, critic = scorers
     if args.critic == "lora":
