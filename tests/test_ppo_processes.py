@@ -1,41 +1,135 @@
-"""Two processes of PPO give the updates of one process with twice the batch."""
+"""Two processes of PPO, with the layers whole in each or sharded, give the updates of one with twice the batch."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
 
+from ptft_hf.errors import ModelError
+from ptft_hf.rlhf import sharding
 from tests.ppo_runs import QUICK, make_language_model, metrics, task_file
+from tests.test_ppo import reward_folder
+
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
 
 
-@pytest.mark.parametrize("minibatches", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_two_processes_are_one_with_twice_the_batch(minibatches: int, tmp_path: Path) -> None:
-    policy, task = make_language_model("llama", tmp_path / "llama"), task_file(tmp_path, 16)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+class Runs:
+    """PPO of one tiny model, by the command."""
 
-    def run(name: str, rows: int, *launcher: str) -> list[dict[str, float]]:
-        settings = {**QUICK, "num_mini_batches": minibatches, "per_device_train_batch_size": rows}
-        settings |= {"total_episodes": 16, "learning_rate": 1e-3}
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.policy, self.task = make_language_model("llama", folder / "llama"), task_file(folder, 16)
+
+    def start(
+        self,
+        name: str,
+        *arguments: str,
+        launcher: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+        adapter: str = "lora/r8_attention",
+        reward: str = "tests.ppo_runs:characters",
+        **settings: Any,
+    ) -> subprocess.CompletedProcess[str]:
+        settings = {**QUICK, "total_episodes": 16, "learning_rate": 1e-3, **settings}
         sets = [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-        command = ["-m", "ptft_hf.rlhf.ppo", "--policy", str(policy), "--task", str(task)]
-        command += ["--reward", "tests.ppo_runs:characters", "--adapter", "lora/r8_attention"]
-        done = subprocess.run(
-            [sys.executable, *launcher, *command, "--output", str(tmp_path / name), *sets],
+        command = ["-m", "ptft_hf.rlhf.ppo", "--policy", str(self.policy), "--task", str(self.task)]
+        command += ["--reward", reward, "--adapter", adapter, "--output", str(self.folder / name)]
+        return subprocess.run(
+            [sys.executable, *launcher, *command, *arguments, *sets],
             capture_output=True,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return metrics(tmp_path / name)
 
-    alone, both = run("alone", 8 // minibatches), run("both", 4 // minibatches, *launch)
+    def run(self, name: str, *arguments: str, **options: Any) -> list[dict[str, float]]:
+        done = self.start(name, *arguments, **options)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return metrics(self.folder / name)
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        files = sorted((self.folder / name).glob("*.safetensors"))
+        files += sorted((self.folder / name / "critic").glob("*.safetensors"))
+        return {f"{file.name}/{file.parent.name == 'critic'}/{key}": value for file in files
+                for key, value in load_file(file).items()}  # fmt: skip
+
+
+def assert_same(alone: list[dict[str, float]], both: list[dict[str, float]]) -> None:
     assert len(alone) == len(both) == 2
     for one, other in zip(alone, both, strict=True):
         assert one.keys() == other.keys()
         for key, value in one.items():
             assert other[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+
+
+@pytest.mark.parametrize("minibatches", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_processes_are_one_with_twice_the_batch(minibatches: int, tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    alone = runs.run("alone", num_mini_batches=minibatches, per_device_train_batch_size=8 // minibatches)
+    size = 4 // minibatches
+    both = runs.run("both", launcher=LAUNCH, num_mini_batches=minibatches, per_device_train_batch_size=size)
+    assert_same(alone, both)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "checkpointing"),
+    [
+        ("lora/r8_attention", False),
+        pytest.param("lora/r8_attention", True, marks=pytest.mark.slow),
+        pytest.param("full/default", False, marks=pytest.mark.slow),
+    ],
+    ids=["lora", "lora-checkpointing", "full"],
+)
+def test_sharded_layers_learn_what_whole_ones_do(adapter: str, checkpointing: bool, tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    given = {"adapter": adapter, "gradient_checkpointing": checkpointing, "save_steps": 1, "max_grad_norm": 0.05}
+    given |= {"num_mini_batches": 2, "num_sample_generations": 1}
+    given |= {"stop_token_id": 7, "response_length": 20}  # so that one process has written before the other
+    if checkpointing:
+        given["reward"] = str(reward_folder(runs.policy, tmp_path / "reward"))  # a part on the sharded base
+    alone = runs.run("alone", per_device_train_batch_size=4, **given)
+    sharded = {"launcher": LAUNCH, "env": FSDP, "per_device_train_batch_size": 2, **given}
+    assert_same(alone, runs.run("both", **sharded))
+    assert all(5 < line["val/answer_length"] < 20 for line in alone)
+    first, second = runs.weights("alone"), runs.weights("both")
+    assert first.keys() == second.keys() and len(first) > 2
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-5)
+    assert (tmp_path / "alone" / "samples.jsonl").read_text() == (tmp_path / "both" / "samples.jsonl").read_text()
+    # Stopped after its first update, and resumed.
+    shutil.copytree(tmp_path / "both", tmp_path / "again", ignore=shutil.ignore_patterns("checkpoint-2", "run.json"))
+    again = runs.run("again", "--resume", **sharded)
+    assert again == metrics(tmp_path / "both")
+    assert all(torch.equal(value, second[name]) for name, value in runs.weights("again").items())
+
+
+def test_what_cannot_be_sharded_is_refused(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    done = runs.start("run", launcher=LAUNCH, env={**FSDP, "FSDP_VERSION": "1"})
+    assert done.returncode != 0
+    assert "FSDP 1 cannot hold PPO's parts; set fsdp_version: 2" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_layers_that_cannot_be_sharded_are_named() -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=1
+    )
+    model = transformers.LlamaForCausalLM(config)
+    assert list(map(id, sharding.layers_of(model))) == list(map(id, model.model.layers))
+    model.model.layers[0].packed = torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ModelError, match="LlamaForCausalLM: a base in 4 or 8 bits cannot be sharded"):
+        sharding.layers_of(model)
+    model._no_split_modules = None
+    with pytest.raises(ModelError, match="does not say what its layers are"):
+        sharding.layers_of(model)

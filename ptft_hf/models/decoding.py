@@ -50,6 +50,7 @@ def decode(
     ends: Collection[int],
     pad_id: int,
     max_new_tokens: int,
+    anyone: Callable[[bool], bool] | None = None,
 ) -> list[list[int]]:
     """What the model writes after each of the ``B`` prompts, which run as one batch.
 
@@ -60,6 +61,8 @@ def decode(
         ends: Tokens that end a text.
         pad_id: What stands where a row has no token.
         max_new_tokens: At least 1.
+        anyone: Where processes must run the same passes (their layers are sharded), tells whether any of them still
+            writes, given whether this one does. Rows do not leave then.
 
     Returns:
         1 to ``max_new_tokens`` ids of each text; the end token is kept.
@@ -72,7 +75,8 @@ def decode(
         raise ModelError(f"{kind}: its prompt takes positions from the text's, which sampling here does not know of")
     device = next(model.parameters()).device
     model, own = _Positioned(model), empty_cache(model)
-    logits, attention, cache = _read(model, prompts, pad_id, device, own)
+    read = _read if anyone is None else _read_rows
+    logits, attention, cache = read(model, prompts, pad_id, device, own)
     written = torch.full((len(prompts), max_new_tokens), pad_id, device=device)
     rows = torch.arange(len(prompts), device=device)
     going = torch.ones_like(rows, dtype=torch.bool)
@@ -82,9 +86,9 @@ def decode(
         written[rows, step] = tokens
         going = going & ~torch.isin(tokens, stops)
         count = int(going.sum())
-        if not count or step + 1 == max_new_tokens:
+        if not (count > 0 if anyone is None else anyone(count > 0)) or step + 1 == max_new_tokens:
             break
-        if own is not None and (len(rows) - count) * LEAVE >= len(rows):
+        if own is not None and anyone is None and (len(rows) - count) * LEAVE >= len(rows):
             cache.batch_select_indices(going)
             rows, tokens, attention, going = (values[going] for values in (rows, tokens, attention, going))
         attention = F.pad(attention, (0, 1), value=1)

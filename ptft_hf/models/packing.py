@@ -49,7 +49,8 @@ def packed_bytes(model: nn.Module, dtype: torch.dtype | None = None) -> int:
 def _worth_it(model: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Linear]:
     room, types = PACKED_BYTES, _types()
     for layer in model.modules():
-        if type(layer) is not nn.Linear or layer.weight.numel() < SMALLEST:
+        # Of a sharded layer the weight is a DTensor, a part.
+        if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter or layer.weight.numel() < SMALLEST:
             continue
         there, size = vars(layer).get("forward"), _size(layer, dtype)
         if isinstance(there, _Packed):

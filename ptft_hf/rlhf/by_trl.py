@@ -378,7 +378,8 @@ class Run:
                 base = roles.load_base(self.reference, self.given.adapter, False, **self.options).model
                 return models.in_dtype(peft.PeftModel.from_pretrained(base, str(folder)), torch.float32)
 
-        return saving.compare_reloaded(model, reload, probe)
+        before = checkpoints.logits_on(model, probe)
+        return saving.compare_reloaded(before, reload, probe, next(model.parameters()).device)
 
     def _ids(self, prompt: Any) -> list[int]:
         if isinstance(prompt, str):

@@ -245,7 +245,7 @@ def _models(plan: Plan) -> dict[str, int]:
 def _notes(run: Run, others: Mapping[str, int]) -> list[str]:
     notes = ["of PPO there is no forecast of time"]
     if run.world > 1:
-        notes.append("of one process; what several exchange is not counted")
+        notes.append("of one process that has all layers; what several exchange or share out is not counted")
     if not run.plan.reward:
         notes.append("no reward was named")
     if any(map(_is_function, _rewards(run.plan))):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ptft_hf.allocator import give_back_freed_memory
-from ptft_hf.rlhf import ppo_math
+from ptft_hf.rlhf import ppo_math, sharding
 from ptft_hf.rlhf.experience import Experience, Forward, critic_forward, policy_logprobs
 from ptft_hf.rlhf.rollouts import LogProbs
 
@@ -42,16 +42,26 @@ def step(run: Run, experience: Experience, rows: Tensor) -> dict[str, float]:
     norms = {}
     for name, parameters in run.trained.items():
         own = [p for p in parameters.values() if p.grad is not None]
-        run.add_up_gradients(own)
-        norm = (
-            torch.nn.utils.clip_grad_norm_(own, config.max_grad_norm or math.inf) if own else torch.zeros(())
-        )
-        norms["policy/grad_norm" if name == "policy" else "val/grad_norm"] = norm.item()
+        run.add_up_gradients([p for p in own if not sharding.is_sharded(p)])  # the others' have been
+        norm = clip(run, own, config.max_grad_norm or math.inf) if own else 0.0
+        norms["policy/grad_norm" if name == "policy" else "val/grad_norm"] = norm
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     names = list(sums)
     totals = run.summed(torch.stack([sums[name] for name in names])) / tokens
     return {**dict(zip(names, totals.tolist(), strict=True)), **norms}
+
+
+def clip(run: Run, parameters: list[torch.nn.Parameter], most: float) -> float:
+    """Clip gradients to this norm, over all of them; returns what it was."""
+    if not run.sharded:
+        return torch.nn.utils.clip_grad_norm_(parameters, most).item()
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    everywhere, here = sharding.squares(gradients)
+    norm = (everywhere + run.summed(here)).sqrt().item()
+    for gradient in gradients:
+        gradient.mul_(min(1.0, most / (norm + 1e-6)))
+    return norm
 
 
 def backward(run: Run, batch: Experience, tokens: Tensor, held: list[Forward]) -> dict[str, Tensor]:

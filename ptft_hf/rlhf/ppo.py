@@ -2,7 +2,7 @@
 
 ``torchrun --nproc_per_node 2 -m ptft_hf.rlhf.ppo ...`` runs it on several processes. Each samples and learns from its
 share of an update's answers; all of them hold the whole update's numbers, so that whitening, losses and steps are
-those of one process.
+those of one process. ``accelerate launch --use_fsdp --fsdp_version 2 ...`` shards the models' layers among them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from ptft_hf import checkpoints, models, records, report, training
 from ptft_hf.errors import ModelError, RecipeError
 from ptft_hf.planning import showing
-from ptft_hf.rlhf import doctor, forecasting, ppo_math, rollouts, saving, watching
+from ptft_hf.rlhf import doctor, forecasting, ppo_math, rollouts, saving, sharding, watching
 from ptft_hf.rlhf.experience import make_experience, read_answers
 from ptft_hf.rlhf.learning import learn_from
 from ptft_hf.rlhf.preparing import (
@@ -90,7 +90,7 @@ def train_ppo(
 
     # 2. What it needs: prompts, one base with an adapter for each part (or models of their own), rewards.
     ready = prepare(plan, data)
-    run = Run(plan, ready, folder)
+    run = Run(plan, ready, folder, sharding.settings())
     written = identity(run)
     start = records.find_start(folder, written, run.is_main) if resume else None
     forecast = forecasting.before_run(run) if run.is_main else None
@@ -110,7 +110,7 @@ def train_ppo(
         run.learn()
 
     # 4. Save beside the final place, prove, and only then move into it.
-    if run.is_main:
+    if run.is_main or run.sharded:
         finish(run, forecast)
     run.accelerator.wait_for_everyone()
     return checkpoints.read_json(folder / "run.json")
@@ -119,18 +119,21 @@ def train_ppo(
 class Run(Processes):
     """A run of PPO: its parts, and where it is."""
 
-    def __init__(self, plan: Plan, ready: Ready, folder: Path) -> None:
+    def __init__(self, plan: Plan, ready: Ready, folder: Path, fsdp: Any = None) -> None:
         import accelerate
         import transformers
 
         self.plan, self.ready, self.folder, self.config = plan, ready, folder, plan.config
         self.roles = ready.roles
         super().__init__(accelerate.Accelerator(cpu=not torch.cuda.is_available()), uses_bf16(plan.config))
-        if self.accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if self.accelerator.distributed_type.value in ("DEEPSPEED", "MEGATRON_LM"):
             raise RecipeError(
-                f"PPO runs on several processes that each hold the models; {self.accelerator.distributed_type.value} "
-                "cannot be had yet: start it with torchrun"
+                f"{self.accelerator.distributed_type.value} takes one model with its optimizer, and PPO has several "
+                "parts on one base; FSDP 2 shards them (accelerate launch --use_fsdp --fsdp_version 2)"
             )
+        self.sharded = fsdp is not None
+        if self.sharded:
+            sharding.shard(self.roles, fsdp, self.device)
         self.base_options = plan.task.model_options
         self.batch, self.step_size = batch_sizes(self.config, self.world)
         own = len(self.share(range(self.batch)))
@@ -170,8 +173,9 @@ class Run(Processes):
         ]
         config = self.config
         betas = (config.adam_beta1, config.adam_beta2)
+        options: dict[str, Any] = {"foreach": False} if self.sharded else {}  # some are sharded, some are not
         return torch.optim.AdamW(
-            groups, betas=betas, eps=config.adam_epsilon, weight_decay=config.weight_decay
+            groups, betas=betas, eps=config.adam_epsilon, weight_decay=config.weight_decay, **options
         )
 
     # ---- 3. the story ----
@@ -181,7 +185,7 @@ class Run(Processes):
         config, started = self.config, time.perf_counter()
         self.findings = doctor.history_of(self.history, config)
         bar = report.bar(self.updates, "PPO", "update", done=self.update, show=self.is_main)
-        if self.update == 0 and self.is_main and config.num_sample_generations:
+        if self.update == 0 and (self.is_main or self.sharded) and config.num_sample_generations:
             watching.sample_held_out(self)
         with bar:
             while self.update < self.updates:
@@ -219,10 +223,10 @@ class Run(Processes):
                 bar.update()
                 # 3.7 The doctor; samples for people; a checkpoint.
                 stop = watching.ask_doctor(self)
-                if self.is_main and watching.is_due(self, config.num_sample_generations):
+                if (self.is_main or self.sharded) and watching.is_due(self, config.num_sample_generations):
                     watching.sample_held_out(self)
                 sound = all(finding["name"] != watching.FATAL for finding in self.findings)
-                if self.is_main and sound and (stop or watching.saves_now(self)):
+                if (self.is_main or self.sharded) and sound and (stop or watching.saves_now(self)):
                     saving.save_checkpoint(self, self.folder / "checkpoints")
                 self.accelerator.wait_for_everyone()
                 if stop:
@@ -266,6 +270,7 @@ class Run(Processes):
                 pad_id=self.ready.tokenizer.pad_token_id,
                 temperature=self.config.temperature,
                 batch_size=self.config.local_rollout_forward_batch_size,
+                anyone=self.anyone if self.sharded else None,
             )
         if not alone:
             answers = self.gathered(answers, len(prompts))

@@ -42,6 +42,10 @@ class Processes:
         """Added up over all processes."""
         return value if self.world == 1 else self.accelerator.reduce(value, "sum")
 
+    def anyone(self, here: bool) -> bool:
+        """Whether it is so in any process."""
+        return bool(self.summed(torch.tensor(float(here), device=self.device)) > 0)
+
     def add_up_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """In one message. Parts on one base take turns in it, which DistributedDataParallel could not follow."""
         if self.world == 1 or not parameters:

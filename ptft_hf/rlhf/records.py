@@ -64,14 +64,17 @@ def describe(run: Any) -> None:
 
 
 def finish(run: Any, forecast: Forecast | None = None) -> None:
-    """Save, prove, and move into place, ``run.json`` last."""
+    """Save, prove, and move into place, ``run.json`` last. Of a sharded run all processes give what they have."""
     folder, staging = run.folder, run.folder / checkpoints.STAGING
     peak = run_records.peak_memory_mb()
+    logits, weights = saving.last_logits(run), saving.whole_weights(run)
+    if not run.is_main:
+        return
     shutil.rmtree(staging, ignore_errors=True)
-    saving.save_policy(run, staging)
+    saving.save_policy(run, staging, weights)
     record = make_record(run, peak)
     record["forecast"] = None if forecast is None else forecast.to_dict()
-    record["proof"] = saving.prove(run, staging)
+    record["proof"] = saving.prove(run, staging, logits)
     reporting.curves(run.history, staging / "curves.png")
     page = reporting.samples_page(reporting.read_lines(folder / "samples.jsonl"))
     (staging / "samples.html").write_text(page, encoding="utf-8")

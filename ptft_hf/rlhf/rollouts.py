@@ -8,7 +8,7 @@ computed where an answer's token is predicted and nowhere else, so that no ``[B,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -108,6 +108,7 @@ def generate(
     pad_id: int,
     temperature: float,
     batch_size: int,
+    anyone: Callable[[bool], bool] | None = None,
 ) -> Sampled:
     """Sample an answer to each prompt, with the KV cache; prompts of like length run together.
 
@@ -119,6 +120,7 @@ def generate(
         pad_id: What stands before shorter prompts.
         temperature: Of the distribution that is sampled from; log-probabilities are those at this temperature.
         batch_size: Rows that run together.
+        anyone: See :func:`ptft_hf.models.decoding.decode`.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
@@ -138,7 +140,8 @@ def generate(
                 return tokens
 
             some = [prompts[i] for i in rows]
-            sampled = decode(model, some, choose, ends=end_ids, pad_id=pad_id, max_new_tokens=longest)
+            options: Any = {"pad_id": pad_id, "max_new_tokens": longest, "anyone": anyone}
+            sampled = decode(model, some, choose, ends=end_ids, **options)
             for row, tokens in zip(rows, sampled, strict=True):
                 answers[row] = tokens
                 for values in drawn:

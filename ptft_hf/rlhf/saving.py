@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ptft_hf import checkpoints, models
 from ptft_hf.errors import CheckpointError, RoundTripError
 from ptft_hf.models import adapter_kind, plain_model
-from ptft_hf.rlhf import roles
+from ptft_hf.rlhf import roles, sharding
 
 TRAINED, OPTIMIZER, RANDOM, STATE = "trained.safetensors", "optimizer.pt", "random.pt", "trainer_state.json"
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -32,15 +32,15 @@ def save_checkpoint(run: Any, folder: Path) -> None:
         run: The :class:`ptft_hf.rlhf.ppo.Run`.
         folder: Where checkpoints are.
     """
+    tensors = {f"{part}/{name}": p.detach() for part, ps in run.trained.items() for name, p in ps.items()}
+    tensors, optimizer = (gathered(run, state) for state in (tensors, run.optimizer.state_dict()))
+    if not run.is_main:
+        return
     staging = folder / f"{checkpoints.STAGING}-{run.update}"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    tensors = {f"{part}/{name}": p.detach() for part, ps in run.trained.items() for name, p in ps.items()}
     save_file({name: value.cpu().contiguous().clone() for name, value in tensors.items()}, staging / TRAINED)
-    torch.save(
-        {"optimizer": run.optimizer.state_dict(), "scheduler": run.scheduler.state_dict()},
-        staging / OPTIMIZER,
-    )
+    torch.save({"optimizer": optimizer, "scheduler": run.scheduler.state_dict()}, staging / OPTIMIZER)
     generators = {"torch": torch.get_rng_state(), "answers": run.generator.get_state()}
     generators |= {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
     torch.save(generators, staging / RANDOM)
@@ -61,6 +61,21 @@ def save_checkpoint(run: Any, folder: Path) -> None:
     checkpoints.rotate(folder, run.config.save_total_limit, None)
 
 
+def gathered(run: Any, state: Any) -> Any:
+    """A state with its tensors whole, on the CPU, in the main process; others get it without. Of a run that is not
+    sharded it is what was given."""
+    if not run.sharded:
+        return state
+    if isinstance(state, dict):
+        return {key: gathered(run, value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [gathered(run, value) for value in state]
+    if not isinstance(state, torch.Tensor):
+        return state
+    found = sharding.whole(state)
+    return found.cpu() if run.is_main else None
+
+
 def load_checkpoint(run: Any, folder: Path) -> None:
     """The inverse of :func:`save_checkpoint`, in place; the logs of the run are cut back to it.
 
@@ -75,8 +90,12 @@ def load_checkpoint(run: Any, folder: Path) -> None:
         )
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(tensors[name])
+            parameter.copy_(sharding.as_part(tensors[name], parameter))
     steps = torch.load(folder / OPTIMIZER, weights_only=True)
+    trained = [p for group in run.optimizer.param_groups for p in group["params"]]
+    for number, state in steps["optimizer"]["state"].items():
+        like = trained[number]
+        state |= {k: sharding.as_part(v, like) for k, v in state.items() if v.shape == like.shape}
     run.optimizer.load_state_dict(steps["optimizer"])
     run.scheduler.load_state_dict(steps["scheduler"])
     state = checkpoints.read_json(folder / STATE)
@@ -106,36 +125,63 @@ def discard_logs(folder: Path) -> None:
 # ---- the finished folder ----
 
 
-def save_policy(run: Any, folder: Path) -> None:
-    """The policy as an ordinary adapter (or whole model) with its tokenizer; the critic in a folder beside it."""
+def whole_weights(run: Any) -> list[dict[str, torch.Tensor] | None]:
+    """Of a sharded run what :func:`save_policy` saves, of policy and critic, for which all processes send their
+    parts; else None."""
+    found: list[dict[str, torch.Tensor] | None] = [None, None]
+    if run.sharded:
+        for place, role in enumerate((run.roles.policy, run.roles.critic)):
+            same = place == 1 and role.model is run.roles.policy.model
+            found[place] = found[0] if same else gathered(run, dict(role.model.state_dict()))
+    return found
+
+
+def save_policy(run: Any, folder: Path, weights: Sequence[dict[str, torch.Tensor] | None] = (None, None)) -> None:
+    """The policy as an ordinary adapter (or whole model) with its tokenizer; the critic in a folder beside it.
+
+    ``weights`` are :func:`whole_weights`."""
     model, critic, tokenizer = run.roles.policy.model, run.roles.critic, run.ready.tokenizer
     folder.mkdir(parents=True, exist_ok=True)
     with models.quiet():
         if adapter_kind(model) == "peft":
-            save_adapter(model, roles.POLICY, folder)
+            save_adapter(model, roles.POLICY, folder, weights[0])
             plain_model(model).config.save_pretrained(folder)
         else:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=weights[0])
         tokenizer.save_pretrained(folder)
         beside = folder / "critic"
         if critic.adapter == roles.CRITIC:
-            save_adapter(critic.model, roles.CRITIC, folder)  # into a folder of the adapter's name
+            save_adapter(critic.model, roles.CRITIC, folder, weights[1])  # into a folder of the adapter's name
         elif not run.roles.shares_trunk:
-            critic.model.save_pretrained(beside)
+            critic.model.save_pretrained(beside, state_dict=weights[1])
     beside.mkdir(exist_ok=True)
     head = {name: value.detach().cpu().contiguous() for name, value in critic.head.state_dict().items()}
     save_file(head, beside / "value_head.safetensors")
 
 
-def save_adapter(model: Any, name: str, folder: Path) -> None:
-    """One adapter of several; PEFT puts all but ``default`` into folders of their names."""
-    model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
+def save_adapter(model: Any, name: str, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """One adapter of several; PEFT puts all but ``default`` into folders of their names. ``weights`` are the model's,
+    if its own are sharded."""
+    model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False, state_dict=weights)
     for place in (folder, folder / name):
         (place / "README.md").unlink(missing_ok=True)  # PEFT's template
 
 
-def prove(run: Any, folder: Path) -> dict[str, Any]:
-    """Load the policy into a fresh base, by plain transformers and PEFT, and compare its logits and weights.
+def last_logits(run: Any) -> list[torch.Tensor]:
+    """Of the trained policy, on some held-out prompts; all processes of a sharded run run it."""
+    with run.roles.policy.playing() as model:
+        return checkpoints.logits_on(model, _probe(run))
+
+
+def _probe(run: Any) -> checkpoints.Probe:
+    prompts = sorted(run.ready.held_out, key=lambda prompt: -len(prompt.ids))[:8]
+    texts = [{"input_ids": p.ids, "attention_mask": [1] * len(p.ids)} for p in prompts]
+    return [{name: torch.tensor([text[name]]) for name in text} for text in texts]
+
+
+def prove(run: Any, folder: Path, before: list[torch.Tensor]) -> dict[str, Any]:
+    """Load the policy into a fresh base, by plain transformers and PEFT, and compare its logits with
+    :func:`last_logits`.
 
     Raises:
         RoundTripError: It is not the policy that was trained.
@@ -143,30 +189,28 @@ def prove(run: Any, folder: Path) -> dict[str, Any]:
     import peft
     import transformers
 
-    role, plan = run.roles.policy, run.plan
-    prompts = sorted(run.ready.held_out, key=lambda prompt: -len(prompt.ids))[:8]
-    texts = [{"input_ids": p.ids, "attention_mask": [1] * len(p.ids)} for p in prompts]
-    probe = [{name: torch.tensor([text[name]]) for name in text} for text in texts]
+    model, plan = run.roles.policy.model, run.plan
 
     def reload() -> Any:
-        if adapter_kind(role.model) == "peft":
+        if adapter_kind(model) == "peft":
             loaded = roles.load_base(plan.base, plan.adapter, run.bf16, **run.base_options)
             return peft.PeftModel.from_pretrained(loaded.model, str(folder))
-        return transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=role.model.dtype)
+        return transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=model.dtype)
 
-    with models.reading(str(folder)), role.playing() as model:
-        return compare_reloaded(model, reload, probe)
+    with models.reading(str(folder)):
+        return compare_reloaded(before, reload, _probe(run), run.device)
 
 
-def compare_reloaded(model: Any, reload: Callable[[], Any], probe: checkpoints.Probe) -> dict[str, Any]:
+def compare_reloaded(
+    before: list[torch.Tensor], reload: Callable[[], Any], probe: checkpoints.Probe, device: Any
+) -> dict[str, Any]:
     """The trained policy's logits against those of what was loaded back.
 
     Raises:
         RoundTripError: They differ in the least.
     """
-    before = checkpoints.logits_on(model, probe)
     fresh = reload()
-    fresh.to(next(model.parameters()).device).eval()
+    fresh.to(device).eval()
     after = checkpoints.logits_on(fresh, probe)
     if not all(map(torch.equal, before, after)):
         pairs = zip(before, after, strict=True)

@@ -95,6 +95,8 @@ def sample_held_out(run: Run) -> None:
     numbers = torch.rand(len(prompts), run.config.response_length, generator=draw)
     batch, _ = run.answer(prompts, numbers, alone=True)
     parts = run.ready.reward.parts(batch)
+    if not run.is_main:
+        return
     with (run.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
         for i, prompt in enumerate(prompts):
             scores = {name: values[i] for name, values in parts.items()}
