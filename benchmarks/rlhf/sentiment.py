@@ -200,6 +200,7 @@ def main() -> None:
     found |= {"settings": PPO, "episodes": args.episodes, "prompts": len(data["test"])}
     if "best_of_n" not in found:
         found["best_of_n"] = best_of_n(recipe, data, sources["reward"], sources["judge"])
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for seed in args.seeds:
         if str(seed) not in found["seeds"]:
             found["seeds"][str(seed)] = of_seed(seed, recipe, data, sources, args)

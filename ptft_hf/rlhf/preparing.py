@@ -15,7 +15,7 @@ from ptft_hf.errors import AdapterError, DataError, ModelError, RecipeError
 from ptft_hf.recipes import AdapterRecipe, PeftRecipe
 from ptft_hf.recipes.ppo import DEFAULT_ADAPTER, load_ppo
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
-from ptft_hf.rlhf import rewards, roles, rollouts
+from ptft_hf.rlhf import rewards, roles, rollouts, sharding
 from ptft_hf.settings import bf16_is_faster
 from ptft_hf.tasks.prompts import Prompt, Prompts
 
@@ -151,7 +151,8 @@ def prepare(plan: Plan, source: Any = None, loader: Any = models) -> Ready:
         "fingerprint": loaded.fingerprint,
     }
     ends = end_tokens(loaded.model, tokenizer, plan.config)
-    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    on_cpu = sharding.settings() is not None or not torch.cuda.is_available()
+    device = torch.device("cpu" if on_cpu else "cuda")
     torch.manual_seed(plan.seed)
     parts = build_roles(plan, loaded.model.to(device))
     reward, judge = _rewards(plan, parts) if loader is models else (rewards.WeightedSum([], []), None)

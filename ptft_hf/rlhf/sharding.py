@@ -38,6 +38,8 @@ def settings() -> Any:
 def shard(parts: Roles, plugin: Any, device: torch.device) -> None:
     """Share out the layers of all models in place; parameters become others, of type ``DTensor``.
 
+    Models come from the CPU; on ``device`` are then embeddings, heads, this process's parts, and the layer that runs.
+
     Raises:
         ModelError: Its layers are not known to transformers, or are in four or eight bits.
     """
@@ -57,6 +59,11 @@ def shard(parts: Roles, plugin: Any, device: torch.device) -> None:
         # Losses are divided by the tokens of all processes already; gloo cannot scale while it sums.
         made.set_force_sum_reduction_for_comms(True)
         made.set_gradient_divide_factor(1.0)
+    heads = [role.head for role in parts if role is not None and role.head is not None]
+    for module in [*models.values(), *heads]:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            if not is_sharded(tensor):
+                tensor.data = tensor.data.to(device)
 
 
 def layers_of(model: Any) -> list[nn.Module]:
