@@ -100,9 +100,9 @@ def prepare(folder: Path) -> Path:
             "task": ppo,
             "judge": JUDGE,
             "set": [
-                "total_episodes=640",
+                "total_episodes=512",
                 "per_device_train_batch_size=16",
-                "num_ppo_epochs=2",
+                "num_ppo_epochs=1",
                 "response_length=48",
                 "temperature=0.7",
                 "kl_coef=0.05",

@@ -75,40 +75,24 @@ def critic_forward(run: Run, model: Any, made: Rollouts) -> Forward:
 
 @torch.no_grad()
 def read_answers(run: Run, made: Rollouts, drawn: LogProbs) -> Read:
-    """What is read without gradients: the reference's log-probabilities, the policy's and the critic's values.
+    """What is known without gradients: the reference's log-probabilities, the policy's and the critic's values.
 
-    In float32 the policy's are those that its own answers were ``drawn`` with, and are not read again. In lower
-    precision they are: the cache of keys and values rounds otherwise, and ratios would begin as noise around 1.
+    The policy's are those that its answers were ``drawn`` with, and not read again: of that distribution they are
+    samples. In float32 it is all the same. In bfloat16 a reading differs from it by 0.055 nats a token (standard
+    deviation, SmolLM2), and from a reading with other padding by 0.03.
     """
-    roles, parts = run.roles, _parts(run, made)
+    roles, parts, own = run.roles, _parts(run, made), _own(run, made)
     read = Read(*(torch.zeros(made.mask.shape, device=run.device) for _ in Read._fields))
+    _fill(read.logprobs, own, drawn.logprobs[:, : made.mask.shape[1]])
+    _fill(read.entropy, own, drawn.entropy[:, : made.mask.shape[1]])
     with roles.reference.playing() as model, run.autocast():
         for rows in parts:
             _fill(read.reference, rows, policy_logprobs(run, model, made.take(rows)).logprobs)
-    if run.exact:
-        _fill_policy(read, _own(run, made), LogProbs(*(values[:, : made.mask.shape[1]] for values in drawn)))
-    elif not roles.shares_trunk:
-        with roles.policy.playing() as model, run.autocast():
-            for rows in parts:
-                _fill_policy(read, rows, policy_logprobs(run, model, made.take(rows)))
     if not run.one_pass:
-        with roles.critic.playing() as model, run.autocast():
+        with roles.critic.playing(), run.autocast():
             for rows in parts:
-                some = made.take(rows)
-                found = Forward(roles.critic.values(some), None) if run.exact else critic_forward(run, model, some)
-                _fill_values(run, read, rows, found)
+                _fill(read.values, rows, roles.critic.values(made.take(rows)))
     return read
-
-
-def _fill_values(run: Run, read: Read, rows: Tensor, found: Forward) -> None:
-    _fill(read.values, rows, found.values)
-    if found.policy is not None and not run.exact:
-        _fill_policy(read, rows, found.policy)
-
-
-def _fill_policy(read: Read, rows: Tensor, found: LogProbs) -> None:
-    _fill(read.logprobs, rows, found.logprobs)
-    _fill(read.entropy, rows, found.entropy)
 
 
 def _own(run: Run, made: Rollouts) -> Tensor:
@@ -137,7 +121,7 @@ def make_experience(
         # then, those of one part alone, for the policy's log-probabilities are there.
         with run.roles.critic.playing(checkpointing=config.gradient_checkpointing) as model, run.autocast():
             held.append(critic_forward(run, model, made.take(_own(run, made))))
-        _fill_values(run, read, _own(run, made), held[0])
+        _fill(read.values, _own(run, made), held[0].values)
     reference, policy, entropy, values = (run.summed(each) for each in read)
 
     given = torch.tensor(scores, dtype=torch.float32, device=run.device)

@@ -138,8 +138,6 @@ class Run(Processes):
         self.batch, self.step_size = batch_sizes(self.config, self.world)
         own = len(self.share(range(self.batch)))
         self.one_pass = self.step_size == self.batch and own <= self.config.per_device_train_batch_size
-        # What a token was drawn with and what is learnt from differ by rounding: of float32, by too little to matter.
-        self.exact = not self.bf16 and all(p.dtype == torch.float32 for p in self.roles.policy.model.parameters())
         self.updates = number_of_updates(self.config, len(ready.prompts), self.world)
         self.trained = self.roles.trained()
         if self.config.gradient_checkpointing:
@@ -200,8 +198,7 @@ class Run(Processes):
                     scores = self.ready.reward.total(parts)
                     if self.update == 0:
                         self.roles.critic.expect(sum(scores) / len(scores))
-                    # 3.3 Log-probabilities under the reference and the policy, and the critic's values, before any
-                    # step is taken.
+                    # 3.3 Log-probabilities under the reference, and the critic's values, before any step is taken.
                     read = read_answers(self, batch.rollouts, drawn)
                 # 3.4 Rewards: the KL penalty at each token, the score at the last; and from them advantages.
                 experience, figures = make_experience(self, batch.rollouts, scores, read)
