@@ -1,7 +1,7 @@
 """What a run of PPO will take, before it is begun: memory and disk, counted on all of its parts without weights.
 
 An update has four stages: prompts are read and answers written, by a cache of keys and values; each reward reads
-them; reference, critic and policy read them again; and each pass is learnt from. The largest answers that there can
+them; reference and critic read them again; and each pass is learnt from. The largest answers that there can
 be go through the run's own functions for all but the first, which is arithmetic (:mod:`ptft_hf.planning.counting`).
 Of time there is no forecast, and of a reward that is a model of its own the weights are counted alone.
 """
@@ -66,7 +66,7 @@ class Sums(NamedTuple):
     written: int
     """Keys, values and logits while answers are written."""
     reading: Counted
-    """Rewards on the base, reference, policy and critic read an update's answers."""
+    """Rewards on the base, reference and critic read an update's answers."""
     learning: Counted
     """The largest pass forwards and backwards."""
     gradients: int
