@@ -26,6 +26,18 @@ QUICK: dict[str, Any] = {
     "save_steps": 0,
 }
 """Five updates of 8 answers, each of 4 optimizer steps."""
+LEARN: dict[str, Any] = {
+    "per_device_train_batch_size": 64,
+    "num_mini_batches": 1,
+    "response_length": 4,
+    "value_model": "policy_trunk",
+    "learning_rate": 5e-3,  # at twice that some seeds settle for every second word
+    "num_ppo_epochs": 4,
+    "lr_scheduler_type": "constant",
+    "kl_coef": 0.0,
+    "adapter": "lora/r16_all_linear",
+}
+"""A policy that has not one good word learns to say nothing else, in some 40 updates."""
 TEXTS = (
     "the film",
     "a good story was",

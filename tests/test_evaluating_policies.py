@@ -11,7 +11,16 @@ from ptft_hf.errors import DataError, OutputError, RecipeError
 from ptft_hf.rlhf import evaluating, rollouts
 from ptft_hf.rlhf.evaluating import evaluate_policy
 from ptft_hf.rlhf.rewards import Answered
-from tests.ppo_runs import characters, length, make_language_model, prompts, recipe, run_ppo, share_of_good
+from tests.ppo_runs import (
+    LEARN,
+    characters,
+    length,
+    make_language_model,
+    prompts,
+    recipe,
+    run_ppo,
+    share_of_good,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 SETTINGS = {"response_length": 6, "temperature": 1.0, "bf16": False}
@@ -31,15 +40,15 @@ def test_a_policy_against_itself_is_a_tie(tmp_path: Path) -> None:
 
 def test_a_trained_policy_wins(tmp_path: Path) -> None:
     base = make_language_model("llama", tmp_path / "base")
-    run_ppo(base, tmp_path / "ppo", characters, total_episodes=160)
-    run = compared(tmp_path / "ppo", base, judge=characters, output_dir=tmp_path / "evaluation")
+    run_ppo(base, tmp_path / "ppo", share_of_good, **LEARN, total_episodes=64 * 40)
+    run = compared(tmp_path / "ppo", base, output_dir=tmp_path / "evaluation")
     found = run["metrics"]
-    assert found["win_rate"] > 0.5 and found["kl"] > 0.1
+    assert found["win_rate"] > 0.9 and found["kl"] > 5
     assert found["score_difference"] == pytest.approx(found["policy"]["score"] - found["against"]["score"], abs=1e-6)
     low, high = found["win_rate_interval"]
-    assert low < found["win_rate"] < high
+    assert 0.5 < low < found["win_rate"] <= high
     sample = run["samples"][0]
-    assert sample["policy"]["score"] == characters([sample["prompt"]], [sample["policy"]["answer"]])[0]
+    assert sample["policy"]["score"] == share_of_good([sample["prompt"]], [sample["policy"]["answer"]])[0]
     assert (tmp_path / "evaluation" / "run.json").is_file()
     with pytest.raises(OutputError, match="holds another run"):
         compared(base, base, output_dir=tmp_path / "evaluation")

@@ -20,6 +20,7 @@ from ptft_hf.recipes import load_adapter
 from ptft_hf.rlhf import ppo, roles, rollouts
 from ptft_hf.rlhf.preparing import make_plan, prepare
 from tests.ppo_runs import (
+    LEARN,
     QUICK,
     characters,
     length,
@@ -32,19 +33,6 @@ from tests.ppo_runs import (
 )
 
 LORA = "lora/r8_attention"
-LEARN = {
-    "per_device_train_batch_size": 64,
-    "num_mini_batches": 1,
-    "response_length": 4,
-    "value_model": "policy_trunk",
-    "learning_rate": 5e-3,  # at twice that some seeds settle for every second word
-    "num_ppo_epochs": 4,
-    "lr_scheduler_type": "constant",
-    "kl_coef": 0.0,
-    "adapter": "lora/r16_all_linear",
-}
-
-
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     root = tmp_path_factory.mktemp("language-models")
