@@ -31,13 +31,13 @@ LEARN: dict[str, Any] = {
     "num_mini_batches": 1,
     "response_length": 4,
     "value_model": "policy_trunk",
-    "learning_rate": 5e-3,  # at twice that some seeds settle for every second word
+    "learning_rate": 5e-3,  # one seed in ten or twenty settles for three words of four; more do at twice that
     "num_ppo_epochs": 4,
     "lr_scheduler_type": "constant",
     "kl_coef": 0.0,
     "adapter": "lora/r16_all_linear",
 }
-"""A policy that has not one good word learns to say nothing else, in some 40 updates."""
+"""A policy that has hardly a good word learns to say little else, in 60 updates."""
 TEXTS = (
     "the film",
     "a good story was",

@@ -60,8 +60,8 @@ class Runs:
     def weights(self, name: str) -> dict[str, torch.Tensor]:
         files = sorted((self.folder / name).glob("*.safetensors"))
         files += sorted((self.folder / name / "critic").glob("*.safetensors"))
-        return {f"{file.name}/{file.parent.name == 'critic'}/{key}": value for file in files
-                for key, value in load_file(file).items()}  # fmt: skip
+        each = ((file.relative_to(self.folder / name), load_file(file)) for file in files)
+        return {f"{place}/{key}": value for place, tensors in each for key, value in tensors.items()}
 
 
 def assert_same(alone: list[dict[str, float]], both: list[dict[str, float]]) -> None:

@@ -129,11 +129,13 @@ def test_prompts_of_like_length_run_together(model: Any) -> None:
 # ---- log-probabilities ----
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("batch_size", [1, 5, 20])
 def test_what_answers_were_drawn_with_is_what_is_read_of_them(batch_size: int, model: Any) -> None:
+    many = PROMPTS * 4  # of twenty, some have ended and not left yet
+    draws = torch.rand(len(many), 12, generator=torch.Generator().manual_seed(3))
     options: Any = {"end_ids": END, "pad_id": 0, "temperature": 0.9, "batch_size": batch_size}
-    answers, drawn = rollouts.generate(model, PROMPTS, uniforms(), **options)
-    batch = made(answers)
+    answers, drawn = rollouts.generate(model, many, draws, **options)
+    batch = rollouts.collate(many, answers, END, pad_id=0)
     length = batch.mask.shape[1]
     assert len(set(map(len, answers))) > 1
     with torch.no_grad():
@@ -141,6 +143,24 @@ def test_what_answers_were_drawn_with_is_what_is_read_of_them(batch_size: int, m
     for found, expected in zip(drawn, read, strict=True):
         torch.testing.assert_close(found[:, :length], expected, atol=2e-6, rtol=1e-5)
         assert not found[:, length:].any() and not found[:, :length][batch.mask == 0].any()
+
+
+def test_one_that_has_written_goes_on_while_another_process_writes(model: Any) -> None:
+    options: Any = {"end_ids": END, "pad_id": 0, "temperature": 0.9, "batch_size": 5}
+    expected = rollouts.generate(model, PROMPTS, uniforms(), **options)
+    short = [i for i, answer in enumerate(expected.answers) if len(answer) < 12]
+    told: list[bool] = []
+
+    def anyone(here: bool) -> bool:
+        told.append(here)
+        return True
+
+    some = [PROMPTS[i] for i in short]
+    answers, drawn = rollouts.generate(model, some, uniforms()[short], anyone=anyone, **options)
+    assert answers == [expected.answers[i] for i in short]
+    longest = max(map(len, answers))
+    assert told == [True] * (longest - 1) + [False] * (12 - longest + 1) and longest < 12
+    torch.testing.assert_close(drawn.logprobs, expected.drawn.logprobs[short], atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 500, 2**24])

@@ -109,11 +109,9 @@ def _fill(target: Tensor, rows: Tensor, found: Tensor) -> None:
     target[rows, : found.shape[1]] = found.detach().float()
 
 
-def make_experience(
-    run: Run, made: Rollouts, scores: list[float], read: Read
-) -> tuple[Experience, dict[str, float]]:
-    """KL, rewards and advantages of all answers, and figures for the log; ``read`` is what :func:`read_answers`
-    gave."""
+def make_experience(run: Run, made: Rollouts, scores: list[float], read: Read) -> tuple[Experience, dict[str, float]]:
+    """KL, rewards and advantages of all answers, and figures for the log. ``read`` is :func:`read_answers`', and gets
+    the values that are still to come."""
     config, mask = run.config, made.mask
     held: list[Forward] = []
     if run.one_pass:

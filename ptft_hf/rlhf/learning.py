@@ -43,25 +43,13 @@ def step(run: Run, experience: Experience, rows: Tensor) -> dict[str, float]:
     for name, parameters in run.trained.items():
         own = [p for p in parameters.values() if p.grad is not None]
         run.add_up_gradients([p for p in own if not sharding.is_sharded(p)])  # the others' have been
-        norm = clip(run, own, config.max_grad_norm or math.inf) if own else 0.0
+        norm = sharding.clip(own, config.max_grad_norm or math.inf) if own else 0.0
         norms["policy/grad_norm" if name == "policy" else "val/grad_norm"] = norm
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     names = list(sums)
     totals = run.summed(torch.stack([sums[name] for name in names])) / tokens
     return {**dict(zip(names, totals.tolist(), strict=True)), **norms}
-
-
-def clip(run: Run, parameters: list[torch.nn.Parameter], most: float) -> float:
-    """Clip gradients to this norm, over all of them; returns what it was."""
-    if not run.sharded:
-        return torch.nn.utils.clip_grad_norm_(parameters, most).item()
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    everywhere, here = sharding.squares(gradients)
-    norm = (everywhere + run.summed(here)).sqrt().item()
-    for gradient in gradients:
-        gradient.mul_(min(1.0, most / (norm + 1e-6)))
-    return norm
 
 
 def backward(run: Run, batch: Experience, tokens: Tensor, held: list[Forward]) -> dict[str, Tensor]:

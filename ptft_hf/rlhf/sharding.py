@@ -7,7 +7,6 @@ and heads are whole in each process. So all processes must run the same passes, 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -53,7 +52,7 @@ def shard(parts: Roles, plugin: Any, device: torch.device) -> None:
         made = fully_shard(
             layer,
             mesh=mesh,
-            reshard_after_forward=plugin.reshard_after_forward is not False,
+            reshard_after_forward=plugin.reshard_after_forward,
             offload_policy=plugin.cpu_offload or OffloadPolicy(),
         )
         # Losses are divided by the tokens of all processes already; gloo cannot scale while it sums.
@@ -97,10 +96,11 @@ def as_part(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor
 
 
-def squares(gradients: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Sums of squares: of gradients that all processes have, and of this process's parts."""
-    sums = [torch.zeros(()), torch.zeros(())]
-    for gradient in gradients:
-        part = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-        sums[is_sharded(gradient)] = sums[is_sharded(gradient)].to(part.device) + part.float().square().sum()
-    return sums[0], sums[1]
+def clip(parameters: list[nn.Parameter], most: float) -> float:
+    """Clip gradients to this norm, over all parameters, some of which are sharded; returns what it was."""
+    groups = [[p for p in parameters if is_sharded(p) is sharded] for sharded in (False, True)]
+    gradients = [[p.grad for p in group if p.grad is not None] for group in groups]
+    norm = torch.stack([whole(torch.nn.utils.get_total_norm(group)) for group in gradients if group]).norm()
+    for group in groups:
+        torch.nn.utils.clip_grads_with_norm_(group, most, norm)
+    return float(norm)
