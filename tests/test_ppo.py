@@ -75,7 +75,9 @@ def test_a_task_with_a_known_answer_is_learnt(llama: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_a_task_with_a_known_answer_is_learnt_on_every_seed(seed: int, llama: Path, tmp_path: Path) -> None:
-    run_ppo(llama, tmp_path / "run", **LEARN, total_episodes=64 * 150, seed=seed)
+    """The critic has an adapter of its own: one on the policy's trunk can hold it at three good words of four."""
+    settings = {**LEARN, "value_model": "adapter", "total_episodes": 64 * 150}
+    run_ppo(llama, tmp_path / "run", **settings, seed=seed)
     assert best_share(tmp_path / "run") >= 0.95
 
 
