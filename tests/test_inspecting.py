@@ -295,6 +295,10 @@ def test_targets_that_are_all_cut_off_train_nothing_and_are_refused(checkpoint: 
     some = answering(checkpoint("mistral"), max_length=6)
     assert not some.data
     assert some.model and "are all targets cut off" in some.model[0]
+    # Nor is it padding's fault where turns of the prompt end with the token that pads.
+    ended = answering(checkpoint("gpt2"), max_length=8, marker="</s> so")
+    assert not ended.data
+    assert ended.model and "are all targets cut off" in ended.model[0]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "mistral"])

@@ -195,7 +195,9 @@ def _look_into(batch: Mapping[str, Any], ends: set[int], tokenizer: Any, seen: _
         # Labels that are shifted already stand one place before their token.
         at_place = bool((labels == ids)[learnt].all())
         own = learnt if at_place else torch.cat([learnt.new_zeros(len(learnt), 1), learnt[:, :-1]], dim=1)
-        seen.unlearnt_ends += int((torch.isin(ids, torch.tensor(sorted(ends))) & read & ~own).sum())
+        # An end that follows what is trained; those of prompts are rightly not learnt.
+        follows = torch.cat([own.new_zeros(len(own), 1), own[:, :-1]], dim=1)
+        seen.unlearnt_ends += int((torch.isin(ids, torch.tensor(sorted(ends))) & read & ~own & follows).sum())
     elif tokenizer.pad_token_id not in ends:
         seen.padding += int((labels == tokenizer.pad_token_id).sum())
     else:  # of several ends in a row all but the first are padding
