@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ptft_hf import models, recipes, report
+from ptft_hf.allocator import give_back_freed_memory
 from ptft_hf.errors import ModelError, PtftError, RecipeError
 from ptft_hf.inspecting.checks import untouched_randomness
 from ptft_hf.planning import machine, memory, probing, skeletons, timing
@@ -117,6 +118,7 @@ def before_run(asked: Plan, ready: Ready, arguments: Any) -> Forecast | None:
             with counter:
                 bare = skeletons.shadow(asked, ready)
             sums = count_run(counter, asked, bare, arguments, Path(folder))
+        sums = sums._replace(products=machine.new_kernels(sums.products))
         found = _forecast(sums, arguments, baseline(sums.weights), asked, None, None)
         took = f"counted in {time.perf_counter() - started:.1f} s"
         return dataclasses.replace(found, notes=(*found.notes, took))
@@ -139,7 +141,9 @@ def said(error: Exception) -> str:
 
 
 def baseline(weights: int) -> int:
-    """Bytes of this process, or of a device, without a model of so many bytes in it."""
+    """Bytes of this process, or of a device, without a model of so many bytes in it, and without what earlier runs
+    have freed."""
+    give_back_freed_memory()
     return 0 if torch.cuda.is_available() else max(0, machine.resident() - weights)
 
 

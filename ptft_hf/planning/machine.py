@@ -15,6 +15,9 @@ from ptft_hf.errors import RecipeError
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
          "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}  # fmt: skip
 CGROUPS = Path("/sys/fs/cgroup")
+KEPT_KERNELS = 1024
+"""Products of which oneDNN keeps the code (its default ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``)."""
+_with_code = 0
 
 
 def parse_size(text: str) -> int:
@@ -40,6 +43,15 @@ def resident() -> int:
     import resource
 
     return pages * resource.getpagesize()
+
+
+def new_kernels(products: int) -> int:
+    """Half-precision products of a run that begins here, for which oneDNN will keep more code than it has already:
+    that of earlier runs of this process is part of what it holds."""
+    global _with_code
+    found = min(products, KEPT_KERNELS - _with_code)
+    _with_code += found
+    return found
 
 
 def available() -> int | None:

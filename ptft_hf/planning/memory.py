@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ptft_hf.planning.counting import GRADIENTS, OPTIMIZER, WEIGHTS, Counted
+from ptft_hf.planning.machine import KEPT_KERNELS
 from ptft_hf.planning.sums import Sums
 
 BASELINE, CACHE, KERNELS, ALLOCATOR, LIBRARIES, TEXTS, READ, KEPT, LOADED, COMPARED = (
@@ -32,8 +33,6 @@ BASELINE, CACHE, KERNELS, ALLOCATOR, LIBRARIES, TEXTS, READ, KEPT, LOADED, COMPA
 """Beside the kinds that are counted."""
 STAYING = (WEIGHTS, OPTIMIZER)
 """Kinds that are allocated once."""
-KEPT_KERNELS = 1024
-"""Products of which oneDNN keeps the code (its default ``ONEDNN_PRIMITIVE_CACHE_CAPACITY``)."""
 
 
 class Calibration(NamedTuple):

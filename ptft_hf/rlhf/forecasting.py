@@ -76,6 +76,8 @@ class Sums(NamedTuple):
     """The policy as it is proven: loaded once more."""
     accumulated: bool
     """Whether gradients of earlier passes are there during a pass."""
+    products: int
+    """Half-precision products of matrices, each shape of each for itself."""
 
 
 def plan_ppo(
@@ -137,6 +139,7 @@ def before_run(run: Run) -> Forecast | None:
         with tempfile.TemporaryDirectory() as folder, untouched_randomness(), counter, models.quiet():
             parts = _bare_roles(run.plan, run.ready.tokenizer, run.device)
             sums, _ = _count(counter, run.plan, run.ready._replace(roles=parts), Path(folder))
+        sums = sums._replace(products=machine.new_kernels(sums.products))
         found = _forecast(sums, run, baseline(sums.weights + sum(sums.rewards.values())), machine.available())
     except Exception as error:
         report.say(f"- no forecast of memory: {said(error)}", style="yellow")
@@ -157,6 +160,9 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
     counter.forget_kinds()
     weights = counter.live
     run = Run(plan, ready, folder)
+    # One process counts, without the others; of several accelerate calls the CPU cpu:0, which is not cpu.
+    run.summed = lambda value: value  # type: ignore[method-assign]
+    run.device = torch.device(run.device.type)
     words = models.plain_model(run.roles.policy.model).get_output_embeddings()
     counter.vocabulary = words.weight.shape[0]
     trained = [p for part in run.trained.values() for p in part.values()]
@@ -200,8 +206,19 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
         size_of([*policy.parameters(), *run.roles.critic.model.parameters()]) if whole else size_of(trained),
         size_of(p for n, p in policy.named_parameters() if not any(f".{part}." in n for part in roles.OTHERS)),
         run.config.gradient_accumulation_steps > 1,
+        _shapes(run) * len(reading.products | learnt.products),
     )
     return sums, run
+
+
+def _steps(run: Run) -> int:
+    return run.updates * run.config.num_ppo_epochs * run.config.num_mini_batches
+
+
+def _shapes(run: Run) -> int:
+    """Of passes: each is trimmed to its own longest prompt and answer."""
+    lengths = len({len(prompt.ids) for prompt in run.ready.prompts}) + run.config.response_length
+    return min(_steps(run) * run.config.gradient_accumulation_steps, lengths)
 
 
 def _written(run: Run, made: rollouts.Rollouts) -> int:
@@ -258,14 +275,10 @@ def _notes(run: Run, others: Mapping[str, int]) -> list[str]:
 
 def _forecast(sums: Sums, run: Run, before: int, limit: int | None) -> Forecast:
     config, updates = run.config, run.updates
-    steps = updates * config.num_ppo_epochs * config.num_mini_batches
     calibration = memory.CPU if run.device.type == "cpu" else memory.CUDA
     holes = HOLES if run.device.type == "cpu" else calibration.allocator
     shared = {memory.BASELINE: before, WEIGHTS: sums.weights, REWARDS: sum(sums.rewards.values())}
-    # A pass is trimmed to its own longest prompt and answer.
-    lengths = len({len(prompt.ids) for prompt in run.ready.prompts}) + config.response_length
-    shapes = min(steps * config.gradient_accumulation_steps, lengths)
-    kernels = min(memory.KEPT_KERNELS, shapes * len(sums.reading.products | sums.learning.products))
+    kernels = min(machine.KEPT_KERNELS, sums.products)
     states = {**shared, OPTIMIZER: sums.optimizer, memory.LIBRARIES: round(calibration.libraries)}
     states[memory.KERNELS] = round(calibration.kernels * kernels)
 
@@ -295,7 +308,7 @@ def _forecast(sums: Sums, run: Run, before: int, limit: int | None) -> Forecast:
         memory.peak(whole, proof=True),
         None,
         disk,
-        steps,
+        _steps(run),
         (rows, longest),
         limit=limit,
         notes=tuple(_notes(run, sums.rewards)),
