@@ -131,7 +131,7 @@ def accuracy(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> floa
 
 def peak_memory_mb() -> float:
     """The most memory this process has held so far; read it right after training."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def report(

@@ -145,6 +145,7 @@ def llamafactory(args: argparse.Namespace) -> dict[str, Any]:
             "num_train_epochs": 1,
             "learning_rate": LEARNING_RATE,
             "bf16": True,
+            "use_cpu": not torch.cuda.is_available(),
             "logging_steps": 1,
             "save_strategy": "no",
             "report_to": "none",
@@ -168,7 +169,7 @@ RUN_LLAMAFACTORY = """
 import json, resource, sys
 from llamafactory.train.tuner import run_exp
 run_exp(json.load(open(sys.argv[1])))
-print(f"peak_memory_mb={resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}")
+print(f"peak_memory_mb={resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}")
 """
 CONTESTANTS = {"loop": loop, "ours": ours, "ours, checkpointing": checkpointing, "llamafactory": llamafactory}
 

@@ -93,7 +93,7 @@ def main() -> None:
         with contextlib.redirect_stdout(sys.stderr):
             trainer.train()
     seconds = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)][: args.updates]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     print(json.dumps({"seconds": seconds, "peak_memory_mb": memory}), flush=True)
 
 
