@@ -55,6 +55,8 @@ class Runs:
     def run(self, name: str, *arguments: str, **options: Any) -> list[dict[str, float]]:
         done = self.start(name, *arguments, **options)
         assert done.returncode == 0, done.stderr[-3000:]
+        record = json.loads((self.folder / name / "run.json").read_text("utf-8"))
+        assert record["forecast"]["peak_memory_mb"] > 0, done.stderr[-3000:]
         return metrics(self.folder / name)
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:

