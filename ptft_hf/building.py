@@ -7,6 +7,7 @@ from typing import Any
 
 from ptft_hf import models
 from ptft_hf.errors import RecipeError
+from ptft_hf.models import checkpointing
 from ptft_hf.preparing import Plan, Ready
 from ptft_hf.rounding import RoundedLengths
 
@@ -19,14 +20,16 @@ def build_trainer(kind: Any, plan: Plan, ready: Ready, arguments: Any, folder: P
     """
     import transformers
 
-    from ptft_hf.callbacks import GradualUnfreezing, MetricsLog, Progress
+    from ptft_hf.callbacks import GradualUnfreezing, MetricsLog, Progress, SelectiveCheckpointing
 
-    if getattr(arguments, "activation_checkpointing", False) or arguments.gradient_checkpointing:
+    if checkpointing.is_on(arguments):
         # Only the newest transformers do so themselves.
         # A frozen embedding gives inputs without gradients, and then no layer below the first one gets any.
         ready.model.enable_input_require_grads()
     callbacks: list[Any] = [Progress(ready.task.best_metric), MetricsLog(folder / "metrics.jsonl")]
     callbacks += ready.method.callbacks(ready.model)
+    if "selective" in checkpointing.options(arguments):
+        callbacks.append(SelectiveCheckpointing())
     if plan.task.early_stopping_patience is not None:
         if not arguments.load_best_model_at_end:
             raise RecipeError("early_stopping_patience: needs evaluation and saving (load_best_model_at_end)")

@@ -11,6 +11,7 @@ from typing import Any
 import transformers
 
 from ptft_hf import checkpoints, report
+from ptft_hf.models import checkpointing
 
 
 class Progress(transformers.TrainerCallback):
@@ -40,6 +41,13 @@ class Progress(transformers.TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+class SelectiveCheckpointing(transformers.TrainerCallback):
+    """Translates ``selective`` once the Trainer has enabled gradient checkpointing."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        checkpointing.select(model)
 
 
 class MetricsLog(transformers.TrainerCallback):

@@ -12,6 +12,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ptft_hf.errors import RecipeError
+from ptft_hf.models import checkpointing
 from ptft_hf.recipes import PeftRecipe
 
 # Reasons: three epochs are the middle of what BERT's authors searched (Devlin et al. 2019, A.3), warm-up over the
@@ -154,6 +155,8 @@ def training_arguments(settings: Mapping[str, Any], output_dir: Path, seed: int)
         raise RecipeError(
             f"training: TrainingArguments refuses {', '.join(wrong) or 'these settings'}: {error}"
         ) from error
+    if faults := checkpointing.faults(arguments):
+        raise RecipeError(*faults)
     arguments._n_gpu = min(1, arguments.n_gpu)  # several devices: torchrun, not DataParallel
     return arguments
 

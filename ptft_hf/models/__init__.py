@@ -3,8 +3,9 @@
 The rooms behind it, each importing only those before: ``reading`` (references, upstream's errors and noise),
 ``structure`` (trunk, head, layers), ``images`` (image processors), ``inputs`` (tokenizer, padding, length),
 ``vocabulary`` (added tokens), ``quantizing``, ``loading``, ``attention``, ``caching`` (while a text is written),
-``lm_heads`` (logits where they are wanted), ``packing`` (linear layers where nothing is trained),
-``nothing`` (random weights, and a tokenizer of the corpus), ``skeleton`` (an architecture without its weights).
+``lm_heads`` (logits where they are wanted), ``checkpointing`` (of gradients), ``packing`` (linear layers where
+nothing is trained), ``nothing`` (random weights, and a tokenizer of the corpus), ``skeleton`` (an architecture
+without its weights).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 
 from ptft_hf import building, forward, frozen, models
 from ptft_hf.frozen.probing import only_stack
+from ptft_hf.models import checkpointing
 from ptft_hf.models.caching import STEPS
 from ptft_hf.models.decoding import rows_at_once
 from ptft_hf.planning.batches import Batch, Schedule, longest_evaluated, schedule
@@ -96,8 +97,8 @@ class _Run:
     def __init__(self, counter: Counter, trainer: Any, ready: Ready, short: int) -> None:
         self.counter, self.trainer, self.ready, self.short = counter, trainer, ready, short
         args = trainer.args
-        if args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
-            trainer.model.gradient_checkpointing_enable()
+        if checkpointing.is_on(args):
+            checkpointing.enable(trainer.model, args)
         plain = args.world_size == 1 and not args.torch_compile  # what is added otherwise cannot be counted
         self.model = trainer.accelerator.prepare_model(trainer.model) if plain else trainer.model
         words = models.plain_model(self.model).get_output_embeddings()

@@ -221,7 +221,7 @@ class Instruction(CausalLM):
         if fault := _faulty_messages(value):
             raise DataError(f"'messages': {fault}")
         for message in value:
-            check_text("messages", message["content"])
+            check_text("messages", message.get("content") or "")
         return {"given": value}
 
     def usage(self, columns: Sequence[str], max_length: int) -> Usage:
