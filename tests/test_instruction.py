@@ -305,3 +305,11 @@ def test_prompts_need_room_for_an_answer() -> None:
     task = family(tokenizer, splits({"messages": TALK}), generation={"max_new_tokens": 60})
     with pytest.raises(DataError, match=r"tokens is longer than the 4 that 64"):
         task.encode(rows({"given": "What is the sea?"}), tokenizer, 64)
+
+
+def test_a_turn_that_calls_a_tool_needs_no_content_in_use_either() -> None:
+    called = {"function": {"name": "tide", "arguments": {}}}
+    talk = [TALK[0], {"role": "assistant", "tool_calls": [called]}, {"role": "tool", "content": "High."}]
+    assert family(chat_tokenizer(), splits({"messages": TALK})).input_row({"messages": talk}, []) == {"given": talk}
+    with pytest.raises(DataError, match="'messages': message 1 has no text"):
+        family(chat_tokenizer(), splits({"messages": TALK})).input_row({"messages": [{"role": "user"}]}, [])
