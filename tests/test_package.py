@@ -117,6 +117,12 @@ def test_a_faulty_recipe_is_refused_before_anything_heavy_is_imported(tmp_path: 
     assert heavy_modules(refused, "train", *flags) == "[]"
 
 
+def test_importing_what_trains_says_nothing():
+    code = "import ptft_hf; ptft_hf.train; import bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 # ---- which way imports point ----
 
 LAYERS = [

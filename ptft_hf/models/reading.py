@@ -13,6 +13,9 @@ from typing import Any
 from ptft_hf.errors import ModelError, PtftError
 from ptft_hf.recipes import locate
 
+# As it is imported, bitsandbytes warns of a faster kernel that it did not find on the Hub, and that nobody asked for.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 
 def split_revision(reference: str) -> tuple[str, str | None]:
     """Split ``name@revision``; a path that exists is never split."""
