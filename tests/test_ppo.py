@@ -18,6 +18,7 @@ from ptft_hf import checkpoints, models
 from ptft_hf.errors import PtftError
 from ptft_hf.recipes import load_adapter
 from ptft_hf.rlhf import ppo, roles, rollouts
+from ptft_hf.rlhf.evaluating import evaluate_policy
 from ptft_hf.rlhf.preparing import make_plan, prepare
 from tests.ppo_runs import (
     LEARN,
@@ -269,6 +270,20 @@ def test_base_reference_and_reward_are_bit_equal_to_before(llama: Path, tmp_path
     assert all(not torch.equal(policy[n], p) for n, p in run.trained["policy"].items())
     # The policy starts at the reference: the first update's KL is rounding.
     assert abs(run.history[0]["objective/kl"]) < 1e-6 < abs(run.history[-1]["objective/kl"])
+
+
+@pytest.mark.parametrize("adapter", [LORA, "full/default"])
+def test_where_a_base_lies_in_its_checkpoint_is_not_said_of_a_run_on_it(adapter: str, tmp_path: Path) -> None:
+    """As ``gguf_file`` of a recipe that is used for SFT's checkpoint and for its run's folder."""
+    make_language_model("llama", tmp_path / "base" / "inner")
+    given = {"task": recipe(model={"subfolder": "inner"}), "total_episodes": 8}
+    run_ppo(tmp_path / "base", tmp_path / "first", adapter=adapter, **given)
+    again = {} if adapter == LORA else {"adapter": LORA}
+    record = run_ppo(tmp_path / "first", tmp_path / "second", **again, **given)
+    assert record["forecast"] is not None
+    of = {"task": given["task"], "judge": length, "data": prompts()}
+    found = evaluate_policy(policy=tmp_path / "second", against=tmp_path / "first", **of)
+    assert found["metrics"]["kl"] != 0
 
 
 def test_a_critic_starts_from_the_reward_model(llama: Path, tmp_path: Path) -> None:

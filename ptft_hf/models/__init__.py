@@ -34,7 +34,15 @@ from ptft_hf.models.nothing import (
 )
 from ptft_hf.models.packing import packed_bytes, packed_linears
 from ptft_hf.models.quantizing import dequantize_into, in_dtype, quantized_layers
-from ptft_hf.models.reading import auto_of, from_pretrained, located, quiet, reading, split_revision
+from ptft_hf.models.reading import (
+    auto_of,
+    from_pretrained,
+    located,
+    options_of,
+    quiet,
+    reading,
+    split_revision,
+)
 from ptft_hf.models.structure import (
     adapter_kind,
     count_parameters,
@@ -86,6 +94,7 @@ __all__ = [
     "located",
     "longest_input",
     "made_from_config",
+    "options_of",
     "packed_bytes",
     "packed_linears",
     "plain_model",

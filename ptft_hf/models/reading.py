@@ -31,6 +31,14 @@ def located(reference: str, options: Mapping[str, Any]) -> tuple[str, dict[str, 
     return source, {**({} if revision is None else {"revision": revision}), **options}
 
 
+def options_of(reference: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``from_pretrained``'s arguments that hold for a reference: what we or PEFT saved in a folder is plain
+    files, and where in a checkpoint files lie (``gguf_file``, ``revision``, ...) is said of another, its base."""
+    saved = any((Path(reference) / name).is_file() for name in ("run.json", "adapter_config.json"))
+    elsewhere = ("gguf_file", "revision", "code_revision", "subfolder", "variant") if saved else ()
+    return {name: value for name, value in options.items() if name not in elsewhere}
+
+
 def config_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``from_pretrained``'s arguments that configurations and tokenizers take, too."""
     names = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder", "local_files_only", "gguf_file")

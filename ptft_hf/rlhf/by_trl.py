@@ -122,13 +122,14 @@ class Run:
         import transformers
 
         self.name, self.given, self.folder, self.seed, self.earlier = name, given, folder, seed, earlier
-        self.options = given.task.model_options
         source = given.task.data if source is None else source
         if source is None:
             raise DataError(f"{given.task.name}: names no data; add data: to the recipe, or pass data in Python")
         transformers.set_seed(seed)
         self.reference = str(Path(model).resolve()) if Path(model).is_dir() else model
-        self.tokenizer = models.load_tokenizer(str(earlier) if earlier else self.reference, **self.options)
+        self.options = models.options_of(self.reference, given.task.model_options)
+        reader = str(earlier or self.reference)
+        self.tokenizer = models.load_tokenizer(reader, **models.options_of(reader, self.options))
         self.rows, self.fingerprints, self.notes = self._rows(source)
         loaded = roles.load_base(self.reference, given.adapter, False, **self.options)
         if loaded.new:

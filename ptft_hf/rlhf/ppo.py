@@ -134,7 +134,7 @@ class Run(Processes):
         self.sharded = fsdp is not None
         if self.sharded:
             sharding.shard(self.roles, fsdp, self.device)
-        self.base_options = plan.task.model_options
+        self.base_options = plan.base_options
         self.batch, self.step_size = batch_sizes(self.config, self.world)
         own = len(self.share(range(self.batch)))
         self.one_pass = self.step_size == self.batch and own <= self.config.per_device_train_batch_size

@@ -35,6 +35,11 @@ class Plan(NamedTuple):
     judge: Any
     seed: int
 
+    @property
+    def base_options(self) -> dict[str, Any]:
+        """``from_pretrained``'s for the base."""
+        return models.options_of(self.base, self.task.model_options)
+
 
 class Ready(NamedTuple):
     """All that a run needs, loaded and checked."""
@@ -122,14 +127,14 @@ def prepare(plan: Plan, source: Any = None, loader: Any = models) -> Ready:
         raise DataError(f"{plan.task.name}: names no data; add data: to the recipe, or pass data in Python")
     family = Prompts(plan.task)
     splits = family.load_splits(source, plan.seed)
-    options = plan.task.model_options
+    options = plan.base_options
     loaded = roles.load_base(plan.base, plan.adapter, uses_bf16(plan.config), loader, **options)
     if loaded.new:
         raise ModelError(
             f"{plan.base}: no language model: {sorted(loaded.new)[:3]} are not in the checkpoint"
         )
     tokenizer_from = plan.policy if (Path(plan.policy) / "tokenizer_config.json").is_file() else plan.base
-    tokenizer = models.load_tokenizer(tokenizer_from, **options)
+    tokenizer = models.load_tokenizer(tokenizer_from, **models.options_of(tokenizer_from, options))
     notes = [*splits.notes]
     if plan.config.kl_estimator == "k3":
         notes.append("kl_estimator=k3: in a reward it hardly pulls the policy back to the reference; k1 does")
