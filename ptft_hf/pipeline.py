@@ -297,6 +297,8 @@ def _compared(run: Mapping[str, Any]) -> Any:
 
     text = summary(run)
     yield f"{text[0].upper()}{text[1:]}."
+    if run["notes"]:
+        yield list(run["notes"])
     rows = [
         [sample["prompt"][-400:], sample[side]["answer"], f"{sample[side]['score']:.3f}"]
         for sample in run["samples"][:6]
