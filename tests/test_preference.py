@@ -17,7 +17,8 @@ import transformers
 from ptft_hf import inspecting, metrics, models, recipes, tasks
 from ptft_hf.errors import DataError, ModelError, RecipeError
 from ptft_hf.tasks import conversations, rivals
-from ptft_hf.tasks.preference import Preference, Targets
+from ptft_hf.tasks.preference import Preference
+from ptft_hf.tasks.scores import Targets
 from ptft_hf.trainer import Trainer
 from tests.preferences import SPACED, family, looked, pairs, recipe, words
 from tests.tiny import make_checkpoint, make_tokenizer

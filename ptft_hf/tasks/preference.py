@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ptft_hf import forward, metrics
+from ptft_hf import forward
 from ptft_hf.errors import DataError
 from ptft_hf.recipes import PreferenceRecipe
-from ptft_hf.tasks import TaskDefaults, Usage, conversations, pairs, rivals
+from ptft_hf.tasks import TaskDefaults, Usage, conversations, pairs, rivals, scores
 from ptft_hf.tasks.conversations import Reading
 from ptft_hf.tasks.inputs import padded, tokenized
 from ptft_hf.tasks.marks import Mark, Segment, pieces
 from ptft_hf.tasks.pairs import ANSWERS
 from ptft_hf.tasks.rivals import Rivals
+from ptft_hf.tasks.scores import Targets
 
 CENTRE_ROWS = 500
 """Training pairs whose mean score is the centre, which is then known to a 32nd of the scores' deviation."""
@@ -27,18 +28,6 @@ SCORING = """{code}
 with torch.no_grad():
     score = model(**inputs).logits[0, 0] - {centre!r}
 print(score)"""
-
-
-class Targets(NamedTuple):
-    """What outputs are compared with.
-
-    Attributes:
-        labels: ``[N, 2]``: the probability that the first answer is the better one, and the margin; None if unknown.
-        answers: The texts of each row's answers.
-    """
-
-    labels: np.ndarray | None
-    answers: list[list[str]]
 
 
 class Preference(TaskDefaults):
@@ -201,9 +190,9 @@ class Preference(TaskDefaults):
             labels: ``[N, 2]``: target probability and margin.
             label_smoothing: ``e`` makes the target ``p`` one of ``p (1 - e) + e / 2``.
         """
-        scores, (target, margin) = logits.float().reshape(-1, 2), labels.float().unbind(1)
+        both, (target, margin) = logits.float().reshape(-1, 2), labels.float().unbind(1)
         target = target * (1 - label_smoothing) + label_smoothing / 2
-        return F.binary_cross_entropy_with_logits(scores[:, 0] - scores[:, 1] - margin, target, reduction="sum")
+        return F.binary_cross_entropy_with_logits(both[:, 0] - both[:, 1] - margin, target, reduction="sum")
 
     # ---- after the model ----
 
@@ -215,9 +204,9 @@ class Preference(TaskDefaults):
         found = np.full((len(encoded), 2), np.nan, dtype=np.float32)
         size = max(1, batch_size // max(counts, default=1))
         for rows, _, logits in forward.batches(model, encoded, self.collator(tokenizer), size, progress):
-            scores = iter(logits[:, 0].tolist())
+            given = iter(logits[:, 0].tolist())
             for row in rows:
-                found[row, : counts[row]] = list(islice(scores, counts[row]))
+                found[row, : counts[row]] = list(islice(given, counts[row]))
         return found
 
     def targets(self, encoded: Any) -> Targets:
@@ -230,42 +219,15 @@ class Preference(TaskDefaults):
         return (self.loss(torch.from_numpy(outputs), labels) / self.loss_weight(labels)).item()
 
     def metrics(self, outputs: np.ndarray, targets: Targets) -> dict[str, float]:
-        """``accuracy``: the share of pairs whose better answer has the higher score; equal scores count 1/2, ties are
-        left out, and without any other pair it is 0. ``loss``: the mean over all pairs."""
+        """``accuracy``: see :func:`ptft_hf.tasks.scores.accuracy`. ``loss``: the mean over all pairs."""
         assert targets.labels is not None
         labels = torch.from_numpy(targets.labels)
         loss = self.loss(torch.from_numpy(outputs), labels) / self.loss_weight(labels)
-        decided = _decided(targets)
-        accuracy = metrics.pairwise_accuracy(_differences(outputs)[decided]) if decided.any() else 0.0
-        return {"accuracy": accuracy, "loss": loss.item()}
+        return {"accuracy": scores.accuracy(outputs, targets), "loss": loss.item()}
 
     def report(self, outputs: np.ndarray, targets: Targets) -> dict[str, Any]:
-        """The accuracy's 95 % interval (Wilson), and the cheap rivals' accuracy on the same pairs; the calibration
-        error of ``sigmoid(difference)``; how far scores follow the answers' length, in words."""
-        decided = _decided(targets)
-        found: dict[str, Any] = {"pairs": int(decided.sum()), "ties": int((~decided).sum())}
-        if decided.any():
-            differences = _differences(outputs)[decided]
-            accuracy = metrics.pairwise_accuracy(differences)
-            chances = _sigmoid(differences)
-            first = np.zeros(len(chances), dtype=np.int64)
-            found["accuracy_interval"] = list(metrics.wilson_interval(accuracy, len(differences)))
-            found["calibration_error"] = metrics.expected_calibration_error(
-                first, np.stack([chances, 1 - chances], 1)
-            )
-            found["rivals"] = self._rivals_on(targets, decided)
-        lengths = np.array([[rivals.words_of(answer) for answer in pair] for pair in targets.answers], dtype=float)
-        correlation = metrics.regression(lengths.reshape(-1), outputs.reshape(-1))
-        found["score_and_length"] = {name: correlation[name] for name in ("pearson", "spearman")}
-        return found
-
-    def _rivals_on(self, targets: Targets, decided: np.ndarray) -> dict[str, Any]:
-        told = [pair for pair, kept in zip(targets.answers, decided, strict=True) if kept]
-        fitted = self._fitted_rivals()
-        if fitted is None:
-            return {}
-        found = {name: metrics.pairwise_accuracy(d) for name, d in fitted.differences(told).items()}
-        return {**found, "length_prefers": "longer" if fitted.longer else "shorter"}
+        """See :func:`ptft_hf.tasks.scores.report`."""
+        return scores.report(outputs, targets, self._fitted_rivals())
 
     def _fitted_rivals(self) -> Rivals | None:
         """Fitted on the training split, if that is not done yet and it is at hand."""
@@ -274,10 +236,8 @@ class Preference(TaskDefaults):
         return self.rivals
 
     def outcomes(self, outputs: np.ndarray, targets: Targets) -> list[float]:
-        """1.0 for a pair whose better answer has the higher score, 0.0 for the lower one, 0.5 for equal ones, and for
-        ties."""
-        scores = (np.sign(_differences(outputs)) + 1) / 2
-        return [float(score) for score in np.where(_decided(targets), scores, 0.5)]
+        """See :func:`ptft_hf.tasks.scores.outcomes`."""
+        return scores.outcomes(outputs, targets)
 
     def rows_to_look_back_on(self, encoded: Any) -> Any:
         """Up to :data:`CENTRE_ROWS`, spread evenly."""
@@ -313,7 +273,7 @@ class Preference(TaskDefaults):
                 {
                     "scores": {"chosen": first - self.centre, "rejected": second - self.centre},
                     "better": "chosen" if first > second else "rejected" if second > first else "tie",
-                    "probability": float(_sigmoid(first - second)),
+                    "probability": float(scores.chances(first - second)),
                 }
             )
         return found
@@ -387,20 +347,3 @@ def _sequences(row: Mapping[str, Any]) -> list[dict[str, list[int]]]:
         found.append({name: row[name][start : start + length] for name in names})
         start += length
     return found
-
-
-def _decided(targets: Targets) -> np.ndarray:
-    """``[N]``: whether a pair is no tie."""
-    assert targets.labels is not None
-    return np.asarray(targets.labels[:, 0] != 0.5)
-
-
-def _differences(outputs: np.ndarray) -> np.ndarray:
-    scores = outputs.astype(np.float64)
-    return np.asarray(scores[:, 0] - scores[:, 1])
-
-
-def _sigmoid(differences: Any) -> Any:
-    from scipy.special import expit
-
-    return expit(differences)

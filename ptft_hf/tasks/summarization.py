@@ -15,6 +15,7 @@ from ptft_hf.tasks import TaskDefaults, Usage, figures, generation, losses, prom
 from ptft_hf.tasks.inputs import text_row
 from ptft_hf.tasks.marks import IGNORED
 from ptft_hf.tasks.prompting import Speech
+from ptft_hf.tasks.references import described, faults, is_summary, references_of
 
 BATCH = 1000
 MANY_ROWS = 20_000
@@ -107,20 +108,10 @@ class Summarization(TaskDefaults):
         notes, problems = [], []
         for name in ("train", "validation", "test"):
             table = getattr(splits, name)
-            documents, summaries = table["document"][:], table["summary"][:]
-            problems += [
-                f"{name}: row {row} has a 'document' that is no text; name a converter that makes one of it"
-                for row, text in enumerate(documents, 1)
-                if not isinstance(text, str)
-            ][:3]
-            problems += [
-                f"{name}: row {row} has the 'summary' {str(value)[:60]!r}; expected a text, or a list of texts that "
-                "are not empty"
-                for row, value in enumerate(summaries, 1)
-                if not _is_summary(value)
-            ][:3]
-            if not problems:
-                notes.append(_lengths(name, documents, [references_of(value) for value in summaries]))
+            found = faults(name, table)
+            problems += found
+            if not found:
+                notes.append(described(name, table))
         if problems:
             raise DataError(*problems)
         return notes
@@ -339,7 +330,7 @@ class Summarization(TaskDefaults):
         Raises:
             DataError: One is no text.
         """
-        if not all(map(_is_summary, rows["summary"][:])):
+        if not all(map(is_summary, rows["summary"][:])):
             raise DataError("'summary' must be a text, or a list of texts that are not empty, in every row")
         return []
 
@@ -352,26 +343,6 @@ class Summarization(TaskDefaults):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._speech = Speech(**state)
-
-
-def references_of(summary: str | Sequence[str]) -> list[str]:
-    """A row's references; the first is trained."""
-    return [summary] if isinstance(summary, str) else list(summary)
-
-
-def _is_summary(value: Any) -> bool:
-    texts = references_of(value) if isinstance(value, str | list) else []
-    return bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
-
-
-def _lengths(name: str, documents: Sequence[str], references: Sequence[Sequence[str]]) -> str:
-    first = sorted(rouge.words_of(texts[:1]) for texts in references)
-    several = sum(len(texts) > 1 for texts in references)
-    more = f"; {several:,} have several references" if several else ""
-    return (
-        f"{name}: documents of {rouge.words_of(documents) / len(documents):.0f} words on average, summaries of "
-        f"{sum(first) / len(first):.0f} (one in twenty has more than {first[int(0.95 * (len(first) - 1))]}){more}"
-    )
 
 
 def _summarized(
