@@ -12,9 +12,10 @@ import pytest
 
 from ptft_hf import feedback
 from ptft_hf import pipeline as stages
+from ptft_hf.comparing import pages
 from ptft_hf.errors import DataError, OutputError, RecipeError
 from ptft_hf.feedback import judging
-from ptft_hf.pipeline import run_pipeline
+from ptft_hf.pipeline import findings, run_pipeline
 from ptft_hf.recipes.pipeline import load_pipeline
 from ptft_hf.rlhf.reward import train_reward
 from ptft_hf.rlhf.sft import train_sft
@@ -73,6 +74,8 @@ def test_all_stages_run_once_and_what_has_changed_runs_again(
     assert found["ppo"]["reward"] == str(output / "reward")
     report = (output / "report.md").read_text("utf-8")
     assert "Win rate 0." in report and "Accuracy on 12 held-out pairs" in report
+    left_out = {**found["evaluation"], "notes": ["2 of 6 prompts are longer"]}
+    assert "- 2 of 6 prompts are longer" in pages.markdown("title", findings({"evaluation": left_out}))
     page = (output / "report.html").read_text("utf-8")
     assert "<script" not in page and "://" not in page.replace("http://www.w3.org", "")
 

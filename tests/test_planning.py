@@ -296,16 +296,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_code_of_earlier_runs_is_not_counted_again(root: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine, "_with_code", 1000)
     assert [machine.new_kernels(count) for count in (20, 20, 20)] == [20, 4, 0]
-    monkeypatch.setattr(machine, "_with_code", 0)
     cell = CELLS[0]
     settings = {**SETTINGS, "max_steps": 3, "bf16": True}
     asked = preparing.make_plan(str(checkpoint(cell, root)), recipe(cell.family), cell.method, settings)
     ready = preparing.prepare(asked, copy.copy(data(cell.family)), 1)
     arguments = preparing.training_arguments(asked, ready, root / "run", 1)
     counts = []
-    for code in (None, 1024):
-        if code:
-            monkeypatch.setattr(machine, "_with_code", code)
+    for code in (0, machine.KEPT_KERNELS):
+        monkeypatch.setattr(machine, "_with_code", code)
         found = planning.before_run(asked, ready, arguments)
         assert found is not None
         counts.append(found.stages["training"].get(memory.KERNELS, 0))

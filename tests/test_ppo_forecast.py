@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from ptft_hf.errors import ModelError, RecipeError
-from ptft_hf.planning import Forecast
+from ptft_hf.planning import Forecast, machine, memory
 from ptft_hf.rlhf import forecasting
 from tests.commands import Ptft, ptft  # noqa: F401
 from tests.ppo_runs import QUICK, length, make_language_model, metrics, prompts, recipe, run_ppo, task_file
@@ -102,6 +102,17 @@ def test_a_reward_on_the_base_is_counted_once_and_another_model_for_itself(llama
     assert "runs/nowhere: its weights are not at hand, and not counted" in missing.notes
     with pytest.raises(RecipeError, match=r"--reward no\.such:f: cannot be imported"):
         planned(llama, "no.such:f")
+
+
+def test_code_of_an_earlier_run_is_not_counted_again(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+    for code in (0, machine.KEPT_KERNELS):
+        monkeypatch.setattr(machine, "_with_code", code)
+        record = run_ppo(llama, tmp_path / str(code), adapter=LORA, bf16=True, total_episodes=8)
+        counted.append(record["forecast"]["stages_mb"]["learning"].get(memory.KERNELS, 0))
+    assert counted[0] > 0 and counted[1] == 0
 
 
 def test_a_run_says_what_was_forecast_and_is_the_same_with_it(

@@ -33,6 +33,10 @@ MODEL: dict[str, Any] = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 PAIRS = 500
 """Of the reward model."""
 JUDGE = "pipeline:rouge_l"
+ABOUT = (
+    "`PTFT_TEST_DATA=... python benchmarks/rlhf/pipeline.py`, on one thread beside other work. The judge is ROUGE-L "
+    "with the answers to the question that people preferred."
+)
 SPLITS = ("train", "validation", "test")
 
 
@@ -128,7 +132,8 @@ def main() -> None:
     stages = {name: {key: run[key] for key in kept if key in run} for name, run in found.items()}
     (HERE / "pipeline.json").write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
     text = (args.work / "run" / "report.md").read_text("utf-8").replace(str(args.work.absolute()), "pipeline-runs")
-    (HERE / "PIPELINE.md").write_text(text, encoding="utf-8")
+    title, rest = text.split("\n", 1)
+    (HERE / "PIPELINE.md").write_text(f"{title}\n\n{ABOUT}\n{rest}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -153,7 +153,8 @@ def report(found: dict[str, Any]) -> str:
         "",
         f"`PTFT_TEST_DATA=... python benchmarks/rlhf/sentiment.py --seeds {' '.join(found['seeds'])} --episodes "
         f"{found['episodes']}`; {found['prompts']} first sentences of the test book, answers of up to "
-        f"{OPTIONS['response_length']} tokens. The judge was trained on other sentences than the reward.",
+        f"{OPTIONS['response_length']} tokens. The judge was trained on other sentences than the reward. Settings "
+        "were chosen on training batches of seed 0, with the judge's figures beside the reward's.",
         "",
         "| | KL, nats an answer | reward | judge | win rate by the judge | minutes |",
         "|---|---:|---:|---:|---:|---:|",
@@ -199,7 +200,7 @@ def main() -> None:
     data = prompts()
     path = HERE / "sentiment.json"
     found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {"seeds": {}}
-    found |= {"settings": PPO, "episodes": args.episodes, "prompts": len(data["test"])}
+    found |= {"adapter": ADAPTER, "settings": PPO, "episodes": args.episodes, "prompts": len(data["test"])}
     if "best_of_n" not in found:
         found["best_of_n"] = best_of_n(recipe, data, sources["reward"], sources["judge"])
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -41,8 +41,8 @@ class Calibration(NamedTuple):
     Attributes:
         libraries: Bytes of code and buffers that the first real step brings into memory.
         allocator: What is lost between the pieces, as a part of what is allocated and freed in each step.
-        kernels: Bytes of code for each half-precision product of matrices, of each shape: with oneDNN up to 0.7 MB,
-            whatever the sizes and the threads (200 new shapes of each kind of product, measured alone).
+        kernels: Bytes of code for each half-precision product of matrices, of each shape: with oneDNN 0.5 to 0.7 MB,
+            with one thread and two (``python -m benchmarks.planning.kernels``).
     """
 
     libraries: float
