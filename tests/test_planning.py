@@ -243,12 +243,13 @@ def test_seconds_through_two_measured_batches():
 def test_a_probe_takes_the_place_of_what_was_counted():
     args = SimpleNamespace(save_strategy="no")
     before = forecasts.forecast(some_sums(products=4), args, 100, calibration=PLAIN._replace(kernels=100.0))
-    measured = {"peak_memory_mb": 1.0, "shapes": 1, "filled_tokens": 0, "filling_seconds": 0.0,
-                "longest_seconds": 2.0, "typical_seconds": 2.0}  # fmt: skip
+    seconds = {"longest": 2.0, "typical": 2.0, "first": 0.5, "shape": 0.25, "filling": 0.0}
+    measured = {"peak_memory_mb": 1.0, "shapes": 1, "filled_tokens": 0}
+    measured |= {f"{name}_seconds": value for name, value in seconds.items()}
     after = forecasts.with_probe(before, some_sums(products=4), measured)
     assert after.probed and after.counted == before.peak
     assert after.peak == 1_000_000 + 70 + 200  # one of two shapes has been seen
-    assert after.seconds == pytest.approx(2.0 * (20 + 16 + 20 + 16) / 20)
+    assert after.seconds == pytest.approx(2.0 * (20 + 16 + 20 + 16) / 20 + 0.5 + 0.25)
 
 
 # ---- batches ----

@@ -61,7 +61,8 @@ def run(wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Carry an order out.
 
     Returns:
-        ``peak_memory_mb`` of the process; ``longest_seconds`` and ``typical_seconds`` of one batch;
+        ``peak_memory_mb`` of the process; ``longest_seconds`` and ``typical_seconds`` of one batch; what the very
+        first step took in addition (``first_seconds``), and the first one of another shape (``shape_seconds``);
         ``filling_seconds`` and ``filled_tokens`` of frozen layers that were computed once; ``shapes`` of batches that
         it saw.
 
@@ -85,16 +86,19 @@ def run(wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class StepClock(transformers.TrainerCallback):
-    """Seconds of each optimizer step."""
+    """Seconds of each optimizer step, with the reading of its batch: from the end of the one before."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.last = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.started = time.perf_counter()
+        self.last = self.last or time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.started)
+        now = time.perf_counter()
+        self.seconds.append(now - self.last)
+        self.last = now
 
 
 def probe(wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,12 +130,14 @@ def probe(wanted: Mapping[str, Any]) -> dict[str, Any]:
         trainer.train()
     lengths = whole["length"]
     filled = trainer.layers_computed_once
+    new_longest, longest_again, new_typical, typical_again = clock.seconds[-2 * STEPS :]
     return {
         "peak_memory_mb": records.peak_memory_mb(),
-        "longest_seconds": min(clock.seconds[-STEPS - 1 : -STEPS]) / micro,
-        "typical_seconds": clock.seconds[-1] / micro,
+        "longest_seconds": longest_again / micro,
+        "typical_seconds": typical_again / micro,
+        "first_seconds": max(0.0, new_longest - longest_again),
+        "shape_seconds": max(0.0, new_typical - typical_again),
         "filling_seconds": trainer.clock.before if filled else 0.0,
         "filled_tokens": sum(lengths[row] for row in set(some)) if filled else 0,
         "shapes": 2,
-        "steps": clock.seconds,
     }

@@ -72,9 +72,11 @@ def training(sums: Sums, line: Line) -> float:
 
 
 def probed(sums: Sums, found: Mapping[str, Any]) -> float:
-    """Seconds of training by a probe's steps, and by what it took to compute its frozen layers once."""
+    """Seconds of training by a probe's steps, by what new shapes of batches took, and by what it took to compute its
+    frozen layers once."""
     plan = sums.schedule
     line = through((plan.typical, found["typical_seconds"]), (plan.first, found["longest_seconds"]))
     filling = found["filling_seconds"] / found["filled_tokens"] if found["filled_tokens"] else 0.0
     in_epoch = plan.sizes / max(1.0, plan.epochs)
-    return training(sums, line) + filling * in_epoch
+    new = found["first_seconds"] + found["shape_seconds"] * max(0, plan.shapes - 1)
+    return training(sums, line) + new + filling * in_epoch
