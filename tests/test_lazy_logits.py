@@ -81,6 +81,26 @@ def test_no_more_logits_are_held_than_a_part_has(monkeypatch: pytest.MonkeyPatch
     assert seen == [4] * 8 + [1]
 
 
+def test_a_frozen_head_in_bfloat16_is_not_copied_for_each_row() -> None:
+    """torch makes a batched product of a view that skips positions, and oneDNN copies the matrix for each of a batch:
+    250 MB and half a second a step for eight rows of a RoBERTa with 512 states."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and result.shape[-1:] == (61,):
+                seen.append(func.overloadpacket)
+            return result
+
+    model, batch = language_model("llama")
+    model.to(torch.bfloat16).requires_grad_(False)
+    seen: list[Any] = []
+    with Products(), states_kept(model):
+        model(**batch)
+    assert torch.ops.aten.mm in seen and torch.ops.aten.bmm not in seen
+
+
 def test_a_head_of_its_own_kind_is_not_trusted() -> None:
     model, batch = language_model("bart")
     assert figures.can_be_lazy(model, batch)

@@ -116,7 +116,8 @@ def states_kept(model: Any) -> Iterator[list[LazyLogits]]:
         device = inputs[0].device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         kept.append(LazyLogits(model, inputs[0], dtype))
-        return (inputs[0][:, :1], *inputs[1:])
+        # Of a view that skips positions, products with a frozen matrix copy it once a row (torch 2.13, on a CPU).
+        return (inputs[0][:, :1].contiguous(), *inputs[1:])
 
     handle = plain_model(model).get_output_embeddings().register_forward_pre_hook(keep)
     try:
