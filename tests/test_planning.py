@@ -203,6 +203,13 @@ def test_small_pieces_stay_when_files_are_mapped_and_large_ones_do_not():
     assert sum(compared.values()) == 100 + 1000 + 20 + 300 + 50_000 + 1000
 
 
+def test_a_quantized_bases_files_are_read_anew_for_the_proof():
+    found = memory.stages(some_sums(), 100, PLAIN, reads=5_000)
+    assert found["loading"][memory.READ] == found["proof"][memory.READ] == 5_000
+    more, less = (memory.peak(memory.stages(some_sums(), 100, PLAIN, reads=n), proof=True) for n in (5_000, 0))
+    assert more - less == 5_000
+
+
 def test_texts_that_are_written_count_in_the_evaluation():
     quiet, writing = (memory.stages(some_sums(written=n), 0, PLAIN)["evaluation"] for n in (0, 10_000))
     assert sum(writing.values()) == 1000 + 1600 + 70 + 10_000

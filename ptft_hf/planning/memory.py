@@ -91,7 +91,7 @@ def stages(sums: Sums, baseline: int, calibration: Calibration = CPU, reads: int
     in_float32 |= {name: training[name] for name in (KERNELS, LIBRARIES)}
     in_float32 |= {COMPARED: sums.compared}
     before = max(kept, sum(in_float32.values()))
-    return {**found, "proof": {KEPT: before, LOADED: sums.parameters}}
+    return {**found, "proof": {KEPT: before, LOADED: sums.parameters, READ: reads}}
 
 
 def largest(sums: Sums) -> tuple[Stage, int]:
