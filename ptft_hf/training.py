@@ -183,8 +183,7 @@ def finish(
     model = models.in_dtype(ready.method.finish(model), torch.float32).eval()
     collate = ready.task.collator(ready.tokenizer)
     probe = probe_batch(ready, collate)
-    checked = checkpoints.logits_on(model, probe)
-    if not all(torch.isfinite(batch).all() for batch in checked):
+    if not all(torch.isfinite(batch).all() for batch in checkpoints.logits_on(model, probe)):
         raise ModelError("training diverged: the model's logits are not numbers; lower learning_rate")
     metrics, details = final_metrics(ready, model, evaluated)
     if not trainer.is_world_process_zero():

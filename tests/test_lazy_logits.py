@@ -81,6 +81,26 @@ def test_no_more_logits_are_held_than_a_part_has(monkeypatch: pytest.MonkeyPatch
     assert seen == [4] * 8 + [1]
 
 
+def test_scores_copy_a_part_of_the_logits_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = torch.randn(3, 11, 61), torch.randint(0, 61, (3, 11))
+    labels[0, :7], labels[2] = -100, -100
+    monkeypatch.setattr(figures, "CHUNK", 61 * 4)  # 15 labels in four parts
+    usual, seen = torch.nn.functional.cross_entropy, list[int]()
+
+    def watched(some: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(len(some))
+        return usual(some, *args, **kwargs)
+
+    monkeypatch.setattr(figures.F, "cross_entropy", watched)
+    found = figures.scores(logits, labels)
+    assert seen == [4, 4, 4, 3]
+    for row, (told, wanted) in enumerate(zip(logits, labels, strict=True)):
+        kept = wanted != -100
+        loss = usual(told[kept], wanted[kept], reduction="sum").item()
+        right = (told.argmax(-1) == wanted).sum().item()
+        assert found[row].tolist() == pytest.approx([loss, kept.sum().item(), right], rel=1e-6)
+
+
 def test_a_frozen_head_in_bfloat16_is_not_copied_for_each_row() -> None:
     """torch makes a batched product of a view that skips positions, and oneDNN copies the matrix for each of a batch:
     250 MB and half a second a step for eight rows of a RoBERTa with 512 states."""

@@ -18,6 +18,7 @@ from ptft_hf.planning.batches import Batch, Schedule, longest_evaluated, schedul
 from ptft_hf.planning.counting import GRADIENTS, OPTIMIZER, Counted, Counter, size_of
 from ptft_hf.preparing import Plan, Ready
 from ptft_hf.tasks import figures
+from ptft_hf.tasks.language_models import LanguageModel
 from ptft_hf.tasks.summarization import Summarization
 
 HALF_BYTES, FLOAT_BYTES = 2, 4
@@ -207,9 +208,11 @@ class _Run:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         with torch.no_grad(), trainer.compute_loss_context_manager(), counter.counting() as counted:
             outputs = model.eval()(**trainer._prepare_inputs(inputs))
-            heads = [logits.float() for logits in forward.logits_of_heads(outputs)]
             if counter.vocabulary and "labels" in batch:
-                task.loss(heads[0] if len(heads) == 1 else heads, batch["labels"])
+                scored = task.scored if isinstance(task, LanguageModel) else figures.token_figures
+                scored(outputs, batch["labels"])
+            else:
+                _ = [logits.float() for logits in forward.logits_of_heads(outputs)]
             return counted()
 
     def evaluated_shapes(self) -> int:
@@ -221,14 +224,13 @@ class _Run:
         return len({(len(lengths[i : i + size]), lengths[i]) for i in range(0, len(lengths), size)})
 
     def compared(self) -> int:
-        """Bytes of the logits of a proof's rows: checked once, then made by either model; only a language model's
-        count."""
+        """Bytes of the logits of a proof's rows, made by either model; only a language model's count."""
         rows, model = self.ready.encoded["validation"], self.model
         longest = max(1, *rows["length"][:], 1)
         count = min(len(rows), forward.fitting(model, PROVEN, longest))
         if models.plain_model(model).config.is_encoder_decoder and "labels" in rows.column_names:
             longest = max((len(labels) for labels in rows["labels"][:] if isinstance(labels, list)), default=1)
-        return int(3 * count * longest * self.counter.vocabulary * FLOAT_BYTES)
+        return int(2 * count * longest * self.counter.vocabulary * FLOAT_BYTES)
 
     def written(self, rows: Any, item: int) -> int:
         """Bytes of keys, values, logits and packed weights while the longest rows' texts are written."""

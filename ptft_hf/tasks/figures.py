@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ptft_hf import forward, models
-from ptft_hf.models.lm_heads import states_kept
+from ptft_hf.models.lm_heads import CHUNK, states_kept
 from ptft_hf.tasks.marks import IGNORED
 
 
@@ -60,19 +60,21 @@ def token_figures(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
 
 
 def scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed loss, number and number of right answers ``[B, 3]``, in float64 on the CPU.
+    """Summed loss, number and number of right answers ``[B, 3]``, in float64 on the CPU; of the logits no more than
+    :data:`ptft_hf.models.lm_heads.CHUNK` are copied at a time.
 
     Args:
         logits: ``[B, T, V]``.
         labels: ``[B, T]``, -100 where there is none.
     """
-    labels = labels.to(logits.device)
-    kept = labels != IGNORED
-    told, wanted = logits[kept].float(), labels[kept]
-    losses = F.cross_entropy(told, wanted, reduction="none")
-    values = torch.stack([losses, torch.ones_like(losses), (told.argmax(-1) == wanted).float()], 1)
+    places = (labels != IGNORED).nonzero()
     table = torch.zeros(len(labels), 3, dtype=torch.float64)
-    return table.index_add_(0, kept.nonzero()[:, 0].cpu(), values.double().cpu())
+    for rows, columns in (some.unbind(1) for some in places.split(max(1, CHUNK // logits.shape[-1]))):
+        told, wanted = logits[rows, columns].float(), labels[rows, columns].to(logits.device)
+        losses = F.cross_entropy(told, wanted, reduction="none")
+        values = torch.stack([losses, torch.ones_like(losses), (told.argmax(-1) == wanted).float()], 1)
+        table.index_add_(0, rows.cpu(), values.double().cpu())
+    return table
 
 
 def of_rows(
