@@ -78,5 +78,5 @@ def probed(sums: Sums, found: Mapping[str, Any]) -> float:
     line = through((plan.typical, found["typical_seconds"]), (plan.first, found["longest_seconds"]))
     filling = found["filling_seconds"] / found["filled_tokens"] if found["filled_tokens"] else 0.0
     in_epoch = plan.sizes / max(1.0, plan.epochs)
-    new = found["first_seconds"] + found["shape_seconds"] * max(0, plan.shapes - 1)
+    new: float = found["first_seconds"] + found["shape_seconds"] * max(0, plan.shapes - 1)
     return training(sums, line) + new + filling * in_epoch

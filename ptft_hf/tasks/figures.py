@@ -69,7 +69,7 @@ def scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
     places = (labels != IGNORED).nonzero()
     table = torch.zeros(len(labels), 3, dtype=torch.float64)
-    for rows, columns in (some.unbind(1) for some in places.split(max(1, CHUNK // logits.shape[-1]))):
+    for rows, columns in (some.unbind(1) for some in torch.split(places, max(1, CHUNK // logits.shape[-1]))):
         told, wanted = logits[rows, columns].float(), labels[rows, columns].to(logits.device)
         losses = F.cross_entropy(told, wanted, reduction="none")
         values = torch.stack([losses, torch.ones_like(losses), (told.argmax(-1) == wanted).float()], 1)
