@@ -22,5 +22,12 @@ def give_back_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
+def let_go(optimizer: Any) -> None:
+    """Free an optimizer's state, which may be as large as two models, and all that glibc keeps, after the last step:
+    the last evaluation and the proof, with the model in memory twice, then take less than training."""
+    optimizer.state.clear()
+    give_back_freed_memory()
+
+
 def _libc() -> Any:
     return ctypes.CDLL(None) if sys.platform == "linux" else None

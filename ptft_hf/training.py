@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 
 from ptft_hf import card, checkpoints, forward, inference, models, planning, recipes, records, report
+from ptft_hf.allocator import let_go
 from ptft_hf.building import build_trainer, choose_attention, sorted_by_length
 from ptft_hf.errors import ModelError, OutputError
 from ptft_hf.forward import BATCH_SIZE
@@ -180,6 +181,8 @@ def finish(
     then moves into it."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     peak, parameters = records.peak_memory_mb(), models.count_parameters(model)
+    if not trainer.is_deepspeed_enabled:
+        let_go(trainer.optimizer)
     model = models.in_dtype(ready.method.finish(model), torch.float32).eval()
     collate = ready.task.collator(ready.tokenizer)
     probe = probe_batch(ready, collate)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ptft_hf import adapters, checkpoints, data, models, recipes, records, report, settings, tasks, training
+from ptft_hf.allocator import let_go
 from ptft_hf.atomic import AtomicCheckpoints
 from ptft_hf.callbacks import MetricsLog, Progress
 from ptft_hf.errors import DataError, ModelError, RecipeError
@@ -297,6 +298,8 @@ class Run:
     def finish(self) -> dict[str, Any]:
         """Evaluate, save beside the final place, prove, publish."""
         model, peak = self.trainer.accelerator.unwrap_model(self.trainer.model), records.peak_memory_mb()
+        if not self.trainer.is_deepspeed_enabled:
+            let_go(self.trainer.optimizer)
         metrics = {}
         with models.quiet():
             for split in ("validation", "test"):

@@ -291,8 +291,7 @@ def _forecast(sums: Sums, run: Run, before: int, limit: int | None) -> Forecast:
         "reading": {**pass_of(sums.reading, 0), PACKED: sums.packed},
         "learning": pass_of(sums.learning, sums.gradients if sums.accumulated else 0),
     }
-    kept = max(sum(terms.values()) for terms in found.values())
-    found["proof"] = {memory.KEPT: kept, memory.LOADED: sums.base}
+    found["proof"] = {**states, OPTIMIZER: 0, memory.LOADED: sums.base}
     disk = {"policy and critic": sums.saved + TOKENIZER_FILES}
     if every := save_every(config, updates):
         one, saves = sums.saved + sums.optimizer, -(-updates // every)

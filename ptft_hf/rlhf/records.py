@@ -9,6 +9,7 @@ from typing import Any
 
 from ptft_hf import checkpoints, models, report
 from ptft_hf import records as run_records
+from ptft_hf.allocator import let_go
 from ptft_hf.errors import OutputError
 from ptft_hf.planning import Forecast
 from ptft_hf.rlhf import reporting, saving
@@ -67,6 +68,7 @@ def finish(run: Any, forecast: Forecast | None = None) -> None:
     """Save, prove, and move into place, ``run.json`` last. Of a sharded run all processes give what they have."""
     folder, staging = run.folder, run.folder / checkpoints.STAGING
     peak = run_records.peak_memory_mb()
+    let_go(run.optimizer)
     logits, weights = saving.last_logits(run), saving.whole_weights(run)
     if not run.is_main:
         return
