@@ -64,6 +64,21 @@ def test_what_cannot_be_separated_says_what_would_be_needed():
     assert verdict.more_examples is not None and verdict.more_examples > 0
 
 
+def test_what_the_number_of_pairs_alone_keeps_open_says_who_leads():
+    def scores(name: str, mean: float) -> list:
+        return [cell(name, s, right(mean + 0.01 * (s - 1) * (name == "a"), 1000)) for s in range(3)]
+
+    a, b = scores("a", 0.9), scores("b", 0.85)
+    assert said([*a, *b]) == "a is better than b, by 5.0 points"
+    many = [*b, *a, *(one for i in range(9) for one in scores(f"c{i}", 0.85))]
+    verdict = next(found for found in judged(many) if (found.first, found.second) == ("b", "a"))
+    assert re.fullmatch(
+        r"b and a cannot be separated among all pairs, though a leads if it is compared with b alone: about \d+ more "
+        r"seeds? would be needed to show 5\.0 points",
+        words.verdict(verdict, POINTS, 0.01),
+    )
+
+
 def test_rows_that_are_not_the_same_are_not_compared():
     other = [cell("b", s, right(0.5)) for s in range(3)]
     for result in other:

@@ -118,6 +118,9 @@ class Verdict(NamedTuple):
     seeds: int
     more_examples: float | None
     more_seeds: int | None
+    alone: bool = False
+    """Whether "no difference" would be rejected if the pair were the only one; the family's size is then the reason
+    that it is not."""
 
 
 def evidence(first: Method, second: Method) -> Evidence | None:
@@ -176,9 +179,10 @@ def judge(
         examples, seeds = _needed(pair, alpha / open_pairs) if word == "cannot be separated" else (None, None)
         interval = statistics.mean_interval(pair.differences, 1 - alpha)
         found_seeds = len(pair.differences)
+        alone = word == "cannot be separated" and pair.p_value <= alpha
         verdicts.append(
             Verdict(
-                *names, word, mean, interval, p_value, pair.mcnemar, pair.fits, found_seeds, examples, seeds
+                *names, word, mean, interval, p_value, pair.mcnemar, pair.fits, found_seeds, examples, seeds, alone
             )
         )
     return verdicts

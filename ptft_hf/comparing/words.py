@@ -57,7 +57,11 @@ def verdict(found: Verdict, unit: Unit, margin: float) -> str:
                 f"no verdict on {found.first} and {found.second}: "
                 f"{plural(found.seeds, 'seed')}, and at least {MIN_SEEDS} are needed"
             )
-    return f"{found.first} and {found.second} cannot be separated: {_missing(found, gap)}"
+    alone = ""
+    if found.alone:
+        leader, other = (found.first, found.second)[:: 1 if found.difference > 0 else -1]
+        alone = f" among all pairs, though {leader} leads if it is compared with {other} alone"
+    return f"{found.first} and {found.second} cannot be separated{alone}: {_missing(found, gap)}"
 
 
 def _missing(found: Verdict, gap: str) -> str:
