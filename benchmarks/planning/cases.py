@@ -144,10 +144,10 @@ CASES = (
     Case("bart-70m", "polarity", "full/default", 8),
     Case("vit-5m", "digits", "full/default", 64, fits=True),
     Case("vit-86m", "digits", "full/default", 8),
-    Case("minilm", "polarity", "lora/r8_attention", 16, MANY, fits=True),
-    Case("minilm", "polarity", "full/default", 16, MANY),
-    Case("minilm", "wnut17", "lora/r16_all_linear", 16, MANY),
-    Case("bert-11m", "polarity", "full/default", 16, MANY),
+    Case("minilm", "polarity", "lora/r8_attention", 16, MANY, fits=True, probed=True),
+    Case("minilm", "polarity", "full/default", 16, MANY, probed=True),
+    Case("minilm", "wnut17", "lora/r16_all_linear", 16, MANY, probed=True),
+    Case("bert-11m", "polarity", "full/default", 16, MANY, probed=True),
 )
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "polarity": ("sentence_polarity", {"family": "sequence_classification"}),
