@@ -146,8 +146,8 @@ def report(results: Sequence[Result]) -> str:
         "The six probed lines were run on an idle machine; times of the others are of one that several used (a load "
         "of 5 to 8 on two cores), and say little. The proof of the others is that of an older version, in which the "
         "optimizer's state and what the allocator kept were still there. Language models on a frozen base copied "
-        "their head for each row of a batch when they were run: with that mended, roberta-41m, gpt2-41m and llama-41m "
-        "with LoRA took 1,323, 2,171 and 1,380 MB, in runs that are not in this table yet.",
+        "their head for each row of a batch when they were run: now roberta-41m, gpt2-41m and llama-41m with LoRA "
+        "take 1,323, 2,171 and 1,380 MB, in runs that are not in this table yet.",
         "",
     ]
     if fitted:
