@@ -43,9 +43,10 @@ def enable(model: Any, arguments: Any) -> None:
 def select(model: Any) -> None:
     """Let the layers of a model for which ``selective`` was given when its checkpointing was enabled keep, beside
     their inputs, what takes most operations for its size: outputs of attention, and of products whose inner dimension
-    is at least twice their width, as the second of a feed-forward block. Gradients are the same, bit for bit. It pays
-    where attention does, in long rows: SmolLM2 with rows of 512 tokens on two threads had 1.03 times the tokens a
-    second of plain checkpointing, and 1.21 times its memory (``benchmarks/speed/instruction.py``).
+    is at least twice their width, as the second of a feed-forward block. Gradients are the same, bit for bit. It
+    may pay in long rows, to be measured: SmolLM2 with rows of 512 tokens on two threads had 1.03 times the tokens a
+    second of plain checkpointing in one run and 0.92 in another, and 1.2 times its memory
+    (``benchmarks/speed/instruction.py``).
 
     By torch's ``create_selective_checkpoint_contexts``. What an operation below torch's dispatcher computes is
     computed again.
