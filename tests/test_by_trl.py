@@ -89,6 +89,20 @@ def test_a_run_is_saved_and_proven(algorithm: str, adapter: str, tmp_path: Path)
     assert transformers.AutoTokenizer.from_pretrained(folder).chat_template
 
 
+def test_there_is_no_optimizers_state_when_the_policy_is_loaded_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove, left = by_trl.Run._prove, list[int]()
+
+    def proven(self: by_trl.Run, *args: Any) -> Any:
+        left.append(len(self.trainer.optimizer.state))
+        return prove(self, *args)
+
+    monkeypatch.setattr(by_trl.Run, "_prove", proven)
+    run("dpo", checkpoint(tmp_path / "base"), tmp_path / "run")
+    assert left == [0]
+
+
 def test_the_first_loss_of_dpo_is_log_2(tmp_path: Path) -> None:
     run("dpo", checkpoint(tmp_path / "base"), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]

@@ -17,7 +17,7 @@ import transformers
 from ptft_hf import checkpoints, models
 from ptft_hf.errors import PtftError
 from ptft_hf.recipes import load_adapter
-from ptft_hf.rlhf import ppo, roles, rollouts
+from ptft_hf.rlhf import ppo, roles, rollouts, saving
 from ptft_hf.rlhf.evaluating import evaluate_policy
 from ptft_hf.rlhf.preparing import make_plan, prepare
 from tests.ppo_runs import (
@@ -466,6 +466,20 @@ def test_a_saved_policy_that_is_another_one_is_found(llama: Path, tmp_path: Path
     save_file({**tensors, name: tensors[name] + 0.1}, file, {"format": "pt"})
     with pytest.raises(RoundTripError, match="the saved policy is not the trained one"):
         saving.prove(run, tmp_path / "saved", logits)
+
+
+def test_there_is_no_optimizers_state_when_the_policy_is_loaded_back(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prove, left = saving.prove, list[int]()
+
+    def proven(run: Any, *args: Any) -> Any:
+        left.append(len(run.optimizer.state))
+        return prove(run, *args)
+
+    monkeypatch.setattr(saving, "prove", proven)
+    run_ppo(llama, tmp_path / "run", adapter=LORA, total_episodes=8)
+    assert left == [0]
 
 
 def test_markup_in_an_answer_is_shown_as_text() -> None:

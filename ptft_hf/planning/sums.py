@@ -18,7 +18,6 @@ from ptft_hf.planning.batches import Batch, Schedule, longest_evaluated, schedul
 from ptft_hf.planning.counting import GRADIENTS, OPTIMIZER, Counted, Counter, size_of
 from ptft_hf.preparing import Plan, Ready
 from ptft_hf.tasks import figures
-from ptft_hf.tasks.language_models import LanguageModel
 from ptft_hf.tasks.summarization import Summarization
 
 HALF_BYTES, FLOAT_BYTES = 2, 4
@@ -209,8 +208,7 @@ class _Run:
         with torch.no_grad(), trainer.compute_loss_context_manager(), counter.counting() as counted:
             outputs = model.eval()(**trainer._prepare_inputs(inputs))
             if counter.vocabulary and "labels" in batch:
-                scored = task.scored if isinstance(task, LanguageModel) else figures.token_figures
-                scored(outputs, batch["labels"])
+                figures.token_figures(outputs, batch["labels"])
             else:
                 _ = [logits.float() for logits in forward.logits_of_heads(outputs)]
             return counted()
