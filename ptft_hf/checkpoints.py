@@ -228,6 +228,11 @@ def logits_on(model: Any, probe: Probe) -> list[torch.Tensor]:
     return [h[0] if len(h) == 1 else torch.cat([logits.flatten(1) for logits in h], 1) for h in heads]
 
 
+def are_finite(logits: Iterable[torch.Tensor]) -> bool:
+    """Whether all are numbers, told by the least and the largest: ``torch.isfinite`` of all makes copies of them."""
+    return all(torch.isfinite(torch.stack(batch.aminmax())).all() for batch in logits)
+
+
 def prove(trained: Any, reload: Callable[[], Any], probe: Probe) -> dict[str, Any]:
     """Load what was saved into a freshly built model and compare it with the model in memory: the weights, all
     of them, and the logits.
@@ -244,7 +249,7 @@ def prove(trained: Any, reload: Callable[[], Any], probe: Probe) -> dict[str, An
         RoundTripError: Any weight or logit differs, or is not a number; the weights that differ are named.
     """
     before = logits_on(trained, probe)
-    if not all(torch.isfinite(batch).all() for batch in before):
+    if not are_finite(before):
         raise RoundTripError(
             "the trained model gives logits that are not numbers: training diverged; lower "
             "learning_rate, or set max_grad_norm"

@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 
 from ptft_hf import card, checkpoints, forward, inference, models, planning, recipes, records, report
-from ptft_hf.allocator import let_go
+from ptft_hf.allocator import give_back_freed_memory, let_go
 from ptft_hf.building import build_trainer, choose_attention, sorted_by_length
 from ptft_hf.errors import ModelError, OutputError
 from ptft_hf.forward import BATCH_SIZE
@@ -186,7 +186,7 @@ def finish(
     model = models.in_dtype(ready.method.finish(model), torch.float32).eval()
     collate = ready.task.collator(ready.tokenizer)
     probe = probe_batch(ready, collate)
-    if not all(torch.isfinite(batch).all() for batch in checkpoints.logits_on(model, probe)):
+    if not checkpoints.are_finite(checkpoints.logits_on(model, probe)):
         raise ModelError("training diverged: the model's logits are not numbers; lower learning_rate")
     metrics, details = final_metrics(ready, model, evaluated)
     if not trainer.is_world_process_zero():
@@ -197,6 +197,7 @@ def finish(
     with models.quiet():
         checkpoints.save_model(model, ready.tokenizer, staging)
     record = records.make_record(plan, ready, trainer, folder, metrics, details, peak, parameters)
+    give_back_freed_memory()
     proof = checkpoints.prove(
         model, lambda: inference.load_weights(staging, record, None, ready.task, verify=True), probe
     )

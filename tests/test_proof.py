@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,14 @@ def test_a_difference_that_no_weight_explains_is_none_by_name() -> None:
 
     with pytest.raises(RoundTripError, match="weights that differ: none by name"):
         checkpoints.prove(Model(), Other, PROBE)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_logit_that_is_no_number_is_seen(bad: float) -> None:
+    logits = torch.randn(4, 9)
+    assert checkpoints.are_finite([logits])
+    logits[2, 3] = bad
+    assert not checkpoints.are_finite([torch.zeros(2), logits])
 
 
 def test_a_model_that_diverged_is_not_proven() -> None:
