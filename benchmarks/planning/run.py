@@ -134,20 +134,11 @@ def report(results: Sequence[Result]) -> str:
         "`ptft plan`, another process, in which no weights were loaded. Lines with * are those that the constants "
         "were fitted to; the others judge them.",
         "",
-        "The forecasts are those of today's code on the baseline that the run's process had (`--recount`). Two "
-        "terms, the best checkpoint that is read at a run's end and the logits of the proof, were added when most of "
-        "these runs had been seen, the judged ones too; before, with constants set by eye, 13 judged runs had a "
-        "median error of 4.6 % and a worst one of 14.1 %. Runs of 150 steps came later: when kernels' code was still "
-        "fitted to short runs, two like them were forecast 36 % and 41 % too high, so that it is measured alone now. "
-        "They had been seen before the other constants were fitted anew, and of the 0.5 to 0.7 MB that were measured "
-        "(`python -m benchmarks.planning.kernels`) 0.7 was taken when the judged runs had been seen with 0.6, too: a "
-        "worst error of 20.9 %.",
-        "",
-        "The six probed lines were run on an idle machine; times of the others are of one that several used (a load "
-        "of 5 to 8 on two cores), and say little. The proof of the others is that of an older version, in which the "
-        "optimizer's state and what the allocator kept were still there. Language models on a frozen base copied "
-        "their head for each row of a batch when they were run: now roberta-41m, gpt2-41m and llama-41m with LoRA "
-        "take 1,323, 2,171 and 1,380 MB, in runs that are not in this table yet.",
+        "Each forecast is the one that its run made. All runs are of one day, alone on the machine and on two "
+        "threads; the constants are older: kernels' code was measured alone (`python -m benchmarks.planning.kernels`"
+        ", 0.5 to 0.7 MB; 0.7 was taken when runs had been seen with 0.6, too), the others were fitted to earlier "
+        "runs of the lines with *, on one thread. Of the judged lines, too, most had been run before on older "
+        "versions, and terms were added in view of them: the best checkpoint that is read, and the proof's logits.",
         "",
     ]
     if fitted:
