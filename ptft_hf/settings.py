@@ -15,6 +15,9 @@ from ptft_hf.errors import RecipeError
 from ptft_hf.models import checkpointing
 from ptft_hf.recipes import PeftRecipe
 
+LOWER_IS_BETTER = ("loss", "perplexity", "mse", "mae", "rmse")
+"""Metrics that are errors."""
+
 # Reasons: three epochs are the middle of what BERT's authors searched (Devlin et al. 2019, A.3), warm-up over the
 # first 6 % is RoBERTa's (Liu et al. 2019, table 10);
 # batches of rows of like length waste no work on padding; evaluation is no faster in larger batches (measured on a
@@ -98,7 +101,7 @@ def complete(given: Mapping[str, Any], learning_rate: float, best_metric: str) -
         settings["load_best_model_at_end"] = False
     if settings["load_best_model_at_end"]:
         metric = settings.setdefault("metric_for_best_model", best_metric)
-        lower = str(metric).removeprefix("eval_") in ("loss", "perplexity", "mse", "mae", "rmse")
+        lower = str(metric).removeprefix("eval_") in LOWER_IS_BETTER
         settings.setdefault("greater_is_better", not lower)
     if "bf16" not in given and not given.get("fp16"):
         settings["bf16"] = bf16_is_faster()

@@ -235,6 +235,28 @@ def untimed(file: Path) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in cells.MEASURED}
 
 
+def test_a_damaged_cell_is_found_before_anything_is_run(ran, base: Path, tmp_path: Path):
+    root, _ = ran
+    grid = make(base, root / "task.yaml")
+    for number, content in enumerate(("{", '{"status": "finished", "cell": {"model": "m"}}')):
+        job = Job(grid.cells()[3], tmp_path / str(number), False, None)
+        job.file.parent.mkdir(parents=True)
+        job.file.write_text(content)
+        with pytest.raises(OutputError, match="not readable as a cell; delete it"):
+            run_grid(grid, job.output, executor=never)
+
+
+def never(jobs: Sequence[Job], at_a_time: int) -> Iterator[Job]:
+    raise AssertionError("something was run")
+
+
+@pytest.mark.parametrize("metric", ["loss", "eval_perplexity", "mae"])
+def test_a_metric_that_is_an_error_is_better_when_lower(metric: str):
+    validation = dict.fromkeys(("loss", "perplexity", "mae", "accuracy"), 1.0)
+    record = {"settings": {"metric_for_best_model": metric}, "metrics": {"validation": validation}}
+    assert cells.metric_of(record, "accuracy") == (metric.removeprefix("eval_"), True)
+
+
 def test_one_comparison_at_a_time_in_a_folder(tmp_path: Path):
     with (
         alone_in(tmp_path),

@@ -18,8 +18,8 @@ from ptft_hf.errors import CheckpointError, ModelError
 from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.inference import TrainedModel
 from ptft_hf.preparing import Ready, make_plan, prepare, training_arguments
+from ptft_hf.settings import LOWER_IS_BETTER
 
-LOWER_IS_BETTER = ("loss", "mse", "mae", "rmse")
 SPEED_ROWS = 256
 """Rows of validation on which the speed of inference is taken, after a batch to warm up."""
 MEASURED = ("cost", "tries.*.seconds", "hardware")

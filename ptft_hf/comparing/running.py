@@ -49,6 +49,8 @@ class Job(NamedTuple):
         return self.output / "logs" / f"{self.cell.key}.log"
 
 
+FINISHED = {"metric", "tries", "learning_rate", "test", "cost", "data"}
+"""What the file of a finished cell has, among others."""
 Executor = Callable[[Sequence[Job], int], Iterator[Job]]
 """Carries jobs out, so many at a time, and yields each when its file is there."""
 
@@ -90,7 +92,8 @@ def run_grid(
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     every = [Job(cell, folder, keep_weights, threads) for cell in cells]
     with alone_in(folder):
-        waiting = [job for job in every if not is_done(job, retry_failed)]
+        there = {job.file: read_cell(job.file) for job in every if job.file.is_file()}
+        waiting = [job for job in every if not is_done(there.get(job.file), retry_failed)]
         if len(waiting) < len(every):
             report.say(f"{len(every) - len(waiting)} of {len(every)} cells are there already")
         for number, job in enumerate(carry_out(waiting, jobs), 1):
@@ -121,8 +124,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def is_done(job: Job, retry_failed: bool) -> bool:
-    return job.file.is_file() and not (retry_failed and read_cell(job.file)["status"] == "failed")
+def is_done(result: Result | None, retry_failed: bool) -> bool:
+    return result is not None and not (retry_failed and result["status"] == "failed")
 
 
 def read_cell(file: Path) -> Result:
@@ -133,7 +136,8 @@ def read_cell(file: Path) -> Result:
     """
     try:
         result: Result = json.loads(file.read_text("utf-8"))
-        assert result["status"] in ("finished", "failed") and result["cell"]
+        assert result["status"] in ("finished", "failed") and result["cell"]["adapter"]["name"]
+        assert result["status"] == "failed" or result.keys() >= FINISHED
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise OutputError(f"{file}: not readable as a cell; delete it, and it will be run again") from error
     return result

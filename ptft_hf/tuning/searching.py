@@ -23,13 +23,13 @@ from ptft_hf.errors import AdapterError, ModelError, OutputError, RecipeError
 from ptft_hf.inference import TrainedModel
 from ptft_hf.preparing import make_plan, prepare, training_arguments
 from ptft_hf.recipes.upstream import importable
+from ptft_hf.settings import LOWER_IS_BETTER
 from ptft_hf.tuning.ranges import Range
 
 STUDY, RESULT, BEST, TRIES = "tune.db", "tune.json", "best", "tries"
 FREE_TRIES, FREE_EVALUATIONS = 4, 1
 """No try is pruned before so many others are finished, nor at its own first evaluation, where a warm-up and a small
 learning rate look alike."""
-LOWER_IS_BETTER = ("loss", "mse", "mae", "rmse")
 
 
 def tune(
