@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ptft_hf.comparing.statistics import Interval, mean_interval
+from ptft_hf.comparing.statistics import MIN_SEEDS, Interval, mean_interval
 
 MIN_SIZES = 4
 """A power law has three numbers: with four sizes one can be hidden and the law still be fitted."""
@@ -84,15 +84,16 @@ def forecast(sizes: Sequence[int], quality: Numbers, ceiling: float = np.inf) ->
         ceiling: The highest quality there is.
 
     Returns:
-        None with fewer than :data:`MIN_SIZES` sizes or two seeds.
+        None with fewer than :data:`MIN_SIZES` sizes, or seeds than an interval needs.
     """
-    if len(sizes) < MIN_SIZES or len(quality) < 2:
+    if len(sizes) < MIN_SIZES or len(quality) < MIN_SEEDS:
         return None
     kept = len(sizes) - max(1, len(sizes) // 3)
     target = 2 * sizes[-1]
+    expected = mean_interval([fit(sizes, curve, ceiling).at(target) for curve in quality])
     return Forecast(
         target,
-        mean_interval([fit(sizes, curve, ceiling).at(target) for curve in quality]),
+        expected._replace(high=min(expected.high, ceiling)),
         list(sizes[kept:]),
         float(np.mean([fit(sizes[:kept], curve[:kept], ceiling).at(sizes[-1]) for curve in quality])),
         float(quality[:, -1].mean()),

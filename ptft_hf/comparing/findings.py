@@ -103,7 +103,7 @@ def _of_group(
         [
             f"Test {group.metric} ({tests:,} test rows), with {rows:,} training rows unless another number is named. "
             f"{_how_many(methods)}",
-            recommendations(group, margin),
+            *filter(None, [recommendations(group, margin)]),
             quality_table(group),
             *at_the_edge(group),
             Picture(
@@ -122,8 +122,10 @@ def _of_group(
 
 
 def recommendations(group: Group, margin: float) -> list[str]:
-    """What to take of the methods with the largest training set, a sentence a cost."""
+    """What to take of the methods with the largest training set, a sentence a cost; nothing of one method alone."""
     methods = group.by_size[group.largest]
+    if len(methods) == 1:
+        return []
     found = [verdicts.recommend(methods, cost, margin) for cost in COSTS]
     return [words.recommendation(one, group.unit, margin) for one in found]
 
@@ -207,6 +209,12 @@ def verdict_parts(group: Group, margin: float, reference: str | None) -> list[Pa
             ]
             for verdict in judged
         ]
+        if unlike := verdicts.unlike(group.by_size[size]):
+            parts.append(
+                f"{group.rows[size]:,} training rows: {words.listed(unlike)} had other training or test rows at the "
+                "same seed, and are not compared. If the data was changed in between, delete the older files of "
+                "cells, and they will be run again."
+            )
         if rows:
             parts.append(
                 Table(
@@ -217,9 +225,9 @@ def verdict_parts(group: Group, margin: float, reference: str | None) -> list[Pa
             )
         if any(not verdict.fits for verdict in judged):
             parts.append(
-                f"* McNemar's test asks how many test rows are right, which is not {group.metric}: it is shown, "
-                "and does not enter the verdict. The number of test examples needed takes the scatter of right and "
-                "wrong for that of the metric."
+                f"* McNemar's test asks how many test rows are right, which is not {group.metric}, but stands in for "
+                "it: a method is called better only if it is by both. What is equivalent, and the number of test "
+                "examples needed, take the scatter of right and wrong for that of the metric."
             )
     return parts or ["There is nothing to compare: one method, or no seed that two have in common."]
 
@@ -305,7 +313,7 @@ def _curve_parts(group: Group, look: Mapping[str, Look]) -> list[Part]:
         )
     ]
     if not found:
-        return [*parts, f"A forecast needs {curves.MIN_SIZES} sizes and two seeds at each of them."]
+        return [*parts, f"A forecast needs {curves.MIN_SIZES} sizes and {MIN_SEEDS} seeds at each of them."]
     rows = [
         [
             name,

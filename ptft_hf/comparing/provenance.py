@@ -89,10 +89,9 @@ def _methods_used(margin: float) -> list[str]:
         f"Intervals are Student's t over seeds (from {BOOTSTRAP_SEEDS} seeds on a symmetric bootstrap-t); those "
         "of differences are over differences at the same seed. They tell how runs scatter on this test set, and "
         "are not corrected for their number.",
-        "A method is called better if p is at most 0.05 after Holm's correction over all pairs of the same task, "
-        "model and training-set size; p is the larger of the paired t test's over seeds and, where the metric is "
-        "a mean over test examples, McNemar's over examples (for several runs its clustered form, Durkalski et "
-        "al. 2003).",
+        "A method is called better if p is at most 0.05 after Holm's correction over the pairs of the same task, "
+        "model and training-set size that stand in the table; p is the larger of the paired t test's over seeds and "
+        "McNemar's over test examples (for several runs its clustered form, Durkalski et al. 2003).",
         f"Equivalent within the margin of {margin:g}: two one-sided tests, corrected likewise.",
         "The test examples, or seeds, that would be needed are those that find a difference as large as the one "
         "seen with a chance of 80% at the corrected level: an estimate from an estimate.",

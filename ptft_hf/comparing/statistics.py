@@ -17,6 +17,8 @@ MIN_SEEDS = 3
 BOOTSTRAP_SEEDS = 10
 """A bootstrap over fewer seeds draws the same few values again and again, and its intervals are too narrow."""
 RESAMPLES = 9_999
+SMALLEST = 1e-12
+"""What sums of doubles may be off by, relative to their size."""
 POWER = 0.8
 """The chance to detect a true difference that sample sizes are planned for; Cohen's (1988) convention."""
 
@@ -45,7 +47,7 @@ def mean_interval(values: Values, confidence: float = 0.95) -> Interval:
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         raise ValueError(f"an interval needs at least two values, not {len(x)}")
-    error = float(x.std(ddof=1)) / len(x) ** 0.5
+    error = _error(x)
     if len(x) >= BOOTSTRAP_SEEDS and error > 0:
         quantile = float(np.quantile(_bootstrap_t(x), confidence))
     else:
@@ -57,15 +59,16 @@ def mean_interval(values: Values, confidence: float = 0.95) -> Interval:
 def mean_p_value(values: Values) -> float:
     """The p-value of "the mean is 0", by the same distribution as :func:`mean_interval`.
 
-    1.0 where all values are equal: what does not vary says nothing about how it would vary.
+    Where all values are equal, 1.0 if they are 0 and else 0.0, the limit of t: whether the test rows could have
+    fallen so by chance is asked of the rows.
 
     Args:
         values: [S] one difference a seed, at least two.
     """
     x = np.asarray(values, dtype=np.float64)
-    error = float(x.std(ddof=1)) / len(x) ** 0.5
-    if error <= 1e-12 * max(1.0, float(np.abs(x).max())):
-        return 1.0
+    error = _error(x)
+    if error == 0:
+        return float(abs(x.mean()) <= SMALLEST)
     t = abs(float(x.mean())) / error
     if len(x) >= BOOTSTRAP_SEEDS:
         drawn = _bootstrap_t(x)
@@ -73,11 +76,17 @@ def mean_p_value(values: Values) -> float:
     return float(2 * stats.t.sf(t, len(x) - 1))
 
 
+def _error(x: npt.NDArray[np.float64]) -> float:
+    """The mean's standard error; 0.0 where values differ by rounding alone."""
+    error = float(x.std(ddof=1)) / len(x) ** 0.5
+    return error if error > SMALLEST * max(1.0, float(np.abs(x).max())) else 0.0
+
+
 def _bootstrap_t(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """``|t*|`` of resamples about the sample's mean: [at most RESAMPLES]; always the same for the same values."""
     drawn = x[np.random.default_rng(0).integers(0, len(x), (RESAMPLES, len(x)))]
     errors = drawn.std(axis=1, ddof=1) / np.sqrt(len(x))
-    kept = errors > 1e-12 * max(1.0, float(np.abs(x).max()))  # a resample of one value alone has no t
+    kept = errors > SMALLEST * max(1.0, float(np.abs(x).max()))  # a resample of one value alone has no t
     result: npt.NDArray[np.float64] = np.abs((drawn[kept].mean(axis=1) - x.mean()) / errors[kept])
     return result
 
@@ -131,18 +140,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def equivalence_p_value(mean: float, error: float, margin: float, freedom: float) -> float:
-    """Two one-sided tests (Schuirmann 1987): the p-value of "the difference is at least ``margin``".
+def inferiority_p_value(mean: float, error: float, margin: float, freedom: float) -> float:
+    """One-sided test of non-inferiority: the p-value of "the difference is ``-margin`` or less".
+
+    Two of them, of ``mean`` and of ``-mean``, are the test of equivalence (Schuirmann 1987).
 
     Args:
-        mean: The difference.
+        mean: The difference; higher is better.
         error: Its standard error.
         margin: Above 0.
         freedom: Degrees of freedom of the t distribution; ``inf`` for the normal one.
     """
-    if error <= 0:  # nothing varies: that no difference is ever seen is one thing, a constant one another
-        return 0.0 if mean == 0 else 1.0
-    return float(stats.t.sf((margin - abs(mean)) / error, freedom))
+    if error <= 0:  # the limit of t
+        return float(mean <= -margin)
+    return float(stats.t.sf((margin + mean) / error, freedom))
 
 
 def examples_needed(mean: float, deviation: float, level: float) -> float:

@@ -77,23 +77,32 @@ class Evidence(NamedTuple):
 
     @property
     def p_value(self) -> float:
-        """Of "no difference": the larger of the seeds' and, where it fits, the examples' p-value.
+        """Of "no difference": the larger of the seeds' and the examples' p-value.
 
         A method is called better only if it would be with other seeds *and* with other examples; rejecting both
-        hypotheses at a level keeps that level (an intersection-union test, Berger 1982).
+        hypotheses at a level keeps that level (an intersection-union test, Berger 1982). Seeds alone do not do: they
+        share the test rows, whose luck they repeat. Where the metric is not the mean over the examples, McNemar's
+        test stands in for one of the metric, and counts if both point the same way.
         """
-        over_seeds = statistics.mean_p_value(self.differences)
-        return max(over_seeds, self.mcnemar) if self.fits else over_seeds
+        agrees = self.fits or float(self.differences.mean()) * float(self.examples.mean()) > 0
+        return max(statistics.mean_p_value(self.differences), self.mcnemar if agrees else 1.0)
+
+    def inferiority(self, margin: float) -> float:
+        """The p-value of "the first is worse by the margin or more", over seeds and examples."""
+        return self._inferiority(1.0, margin)
 
     def equivalence(self, margin: float) -> float:
-        """The p-value of "they differ by the margin or more", over seeds and, where it fits, examples."""
-        mean, count = float(self.differences.mean()), len(self.differences)
-        error = float(self.differences.std(ddof=1)) / count**0.5
-        over_seeds = statistics.equivalence_p_value(mean, error, margin, count - 1)
-        if not self.fits:
-            return over_seeds
-        error = self.deviation / self.examples.shape[1] ** 0.5
-        return max(over_seeds, statistics.equivalence_p_value(mean, error, margin, float("inf")))
+        """The p-value of "they differ by the margin or more", over seeds and examples."""
+        return max(self._inferiority(sign, margin) for sign in (1.0, -1.0))
+
+    def _inferiority(self, sign: float, margin: float) -> float:
+        """Where the metric is not the mean over the examples, their standard error stands in for the metric's."""
+        mean, count = sign * float(self.differences.mean()), len(self.differences)
+        errors = (
+            (float(self.differences.std(ddof=1)) / count**0.5, float(count - 1)),
+            (self.deviation / self.examples.shape[1] ** 0.5, float("inf")),
+        )
+        return max(statistics.inferiority_p_value(mean, error, margin, freedom) for error, freedom in errors)
 
     @property
     def deviation(self) -> float:
@@ -203,6 +212,15 @@ def _without_verdict(pair: Evidence) -> Verdict:
     )
 
 
+def unlike(methods: Sequence[Method]) -> list[str]:
+    """The methods of which a seed's training or test rows are not those that another method had at it."""
+    rows: dict[int, set[tuple[str, str]]] = {}
+    for method in methods:
+        for seed, mine in zip(method.seeds, method.rows, strict=True):
+            rows.setdefault(seed, set()).add(mine)
+    return [method.name for method in methods if any(len(rows[seed]) > 1 for seed in method.seeds)]
+
+
 # ---- what to take ----
 
 
@@ -217,7 +235,7 @@ class Recommendation(NamedTuple):
     """How far the recommended one's mean lies below the best one's, in units of the metric."""
     cost: float
     p_value: float | None
-    """Of "it is worse than the best by more than the margin"; None if it cannot be tested."""
+    """Of "another is better by the margin or more"; None if not all can be tested, or there is no other."""
 
     @property
     def is_sure(self) -> bool:
@@ -227,7 +245,8 @@ class Recommendation(NamedTuple):
 def recommend(methods: Sequence[Method], cost: str, within: float = MARGIN) -> Recommendation:
     """Of the methods whose mean is within ``within`` of the best mean, the one that costs least.
 
-    How sure: a one-sided test of non-inferiority to the best, over seeds and, where it fits, over examples.
+    How sure: the largest p-value of one-sided tests of non-inferiority to each other method, since any of them may
+    be the best in truth.
 
     Args:
         methods: The runs under one condition; at least one.
@@ -238,11 +257,10 @@ def recommend(methods: Sequence[Method], cost: str, within: float = MARGIN) -> R
     top = float(best.goodness.mean())
     good = [method for method in methods if float(method.goodness.mean()) >= top - within - 1e-12]
     chosen = min(good, key=lambda method: float(method.costs[cost].mean()))
+    pairs = [evidence(chosen, other) for other in methods if other is not chosen]
+    tested = [pair.inferiority(within) for pair in pairs if pair and len(pair.differences) >= MIN_SEEDS]
+    p_value = max(tested) if tested and len(tested) == len(pairs) else None
     gap = top - float(chosen.goodness.mean())
-    p_value: float | None = 0.0 if chosen is best else None
-    pair = None if chosen is best else evidence(chosen, best)
-    if pair is not None and len(pair.differences) >= MIN_SEEDS:
-        p_value = pair.equivalence(within)  # its far side decides nothing: the gap is not below 0
     return Recommendation(COSTS[cost], chosen.name, best.name, gap, float(chosen.costs[cost].mean()), p_value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ptft_hf.comparing.statistics import MIN_SEEDS, Interval
@@ -33,6 +34,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def listed(names: Sequence[str]) -> str:
+    """``a, b and c``"""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def value(mean: float, interval: Interval | None) -> str:
     """``0.734 (0.701 to 0.767)``"""
     return f"{mean:.3f}" + ("" if interval is None else f" ({interval.low:.3f} to {interval.high:.3f})")
@@ -60,7 +66,7 @@ def verdict(found: Verdict, unit: Unit, margin: float) -> str:
     alone = ""
     if found.alone:
         leader, other = (found.first, found.second)[:: 1 if found.difference > 0 else -1]
-        alone = f" among all pairs, though {leader} leads if it is compared with {other} alone"
+        alone = f" among so many pairs, though {leader} leads if it is compared with {other} alone"
     return f"{found.first} and {found.second} cannot be separated{alone}: {_missing(found, gap)}"
 
 
@@ -91,11 +97,11 @@ def _rounded(number: float) -> int:
 def recommendation(found: Recommendation, unit: Unit, within: float) -> str:
     """One sentence: what to take, and how sure that is."""
     text = f"Within {unit.with_name(within)} of the best with the {found.constraint}: {found.method}"
-    if found.method == found.best:
-        return f"{text}, which has the highest mean itself."
-    text += f" ({unit.with_name(found.gap)} below {found.best}). "
+    itself = found.method == found.best
+    gap = unit.with_name(found.gap)
+    text += ", which has the highest mean itself. " if itself else f" ({gap} below {found.best}). "
     if found.p_value is None:
-        return text + f"How sure that is cannot be said under {MIN_SEEDS} seeds."
+        return text + f"How sure that is cannot be said: it takes {MIN_SEEDS} seeds on the rows of every other."
     if found.is_sure:
         return text + f"The runs bear it out (p {p(found.p_value)} for a larger loss)."
     return text + f"The runs do not settle it: a larger loss is not ruled out (p {p(found.p_value)})."
