@@ -504,6 +504,22 @@ def test_a_group_of_the_first_version(tmp_path: Path):
 # ---- refusals, and the command ----
 
 
+def test_the_longest_batch_may_come_late(checkpoint: Callable[[str], Path]):
+    words = ["good"] * 7 + [" ".join(["good"] * 40)] + ["bad"] * 8
+    rows = splits(train=[{"text": text, "label": int("bad" in text)} for text in words])
+
+    def planned(strategy: str) -> tuple[sums.Sums, forecasts.Forecast]:
+        given = {**SETTINGS, "train_sampling_strategy": strategy, "per_device_train_batch_size": 4}
+        asked = preparing.make_plan(str(checkpoint("bert")), classification(), "full/default", given)
+        found = planning.count(asked, copy.copy(rows), 1)
+        return found[2], forecasts.forecast(found[2], found[1], 0)
+
+    (late, by_chance), (early, sorted_first) = planned("sequential"), planned("group_by_length")
+    assert late.schedule.first.width < late.schedule.longest.width == early.schedule.first.width
+    assert by_chance.longest == sorted_first.longest
+    assert late.later is not None and late.later.kinds[ACTIVATIONS] == early.first.kinds[ACTIVATIONS]
+
+
 def test_wrong_figures_are_refused(checkpoint: Callable[[str], Path]):
     given: dict[str, Any] = {"model": str(checkpoint("bert")), "task": classification(), "adapter": "full/default"}
     with pytest.raises(RecipeError, match="gflops: -1 is no speed"):
@@ -527,8 +543,11 @@ def test_the_command_prints_a_table_or_json(ptft: Ptft, task_file: Path, checkpo
     flags = ["--model", checkpoint("bert"), "--task", task_file, "--adapter", "lora/r8_attention"]
     shown = ptft("plan", *flags, "--memory", "64GiB")
     assert shown.code == 0, shown.err
-    assert "it fits in 68,719 MB" in shown.out
+    assert shown.out.rstrip().endswith("it fits in 68,719 MB") and "roughly 0 s of training" in shown.out
     assert "activations" in shown.out
+    taken = json.loads(ptft("plan", *flags, "--json").out)["peak_memory_mb_with_proof"]
+    close = ptft("plan", *flags, "--memory", f"{int(taken * 1.1)}MB").out
+    assert "it fits in" in close and "by less than a forecast may be wrong: it may not" in close
     found = json.loads(ptft("plan", *flags, "--json").out)
     assert found["steps"] == 12
     assert found["peak_memory_mb"] > found["stages_mb"]["training"]["baseline"]

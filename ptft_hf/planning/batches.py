@@ -57,6 +57,11 @@ class Schedule(NamedTuple):
         return max(self.batches[self.micro :], key=lambda batch: batch.size, default=None)
 
     @property
+    def longest(self) -> Batch:
+        """The largest of all."""
+        return max(self.batches, key=lambda batch: batch.size)
+
+    @property
     def typical(self) -> Batch:
         """The median one."""
         return sorted(self.batches, key=lambda batch: batch.size)[len(self.batches) // 2]

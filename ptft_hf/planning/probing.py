@@ -46,8 +46,8 @@ def order(model: str, asked: preparing.Plan, adapter: Any, seed: int, sums: Sums
         "settings": {name: value for name, value in given.items() if value is not None},
         "seed": seed,
         "micro": micro,
-        "longest": list(plan.first.rows),
-        "typical": list(_of_like_count(plan.typical, plan.first).rows),
+        "longest": list(plan.longest.rows),
+        "typical": list(_of_like_count(plan.typical, plan.longest).rows),
     }
 
 

@@ -22,7 +22,7 @@ def show(console: Console, found: Forecast) -> None:
     table.add_row("in all", *(f"{sum(stage.values()) / 1e6:,.0f}" for stage in found.stages.values()))
     console.print(table)
     rows, width = found.longest
-    seconds = "" if found.seconds is None else f"{duration(found.seconds)} of training in {found.steps:,} steps, "
+    seconds = "" if found.seconds is None else f"{time(found)} of training in {found.steps:,} steps, "
     console.print(
         f"peak memory {megabytes(found.peak)} (with the proof of what was saved {megabytes(found.peak_in_all)}), "
         f"{seconds}up to {megabytes(sum(found.disk.values()))} on disk; the longest batch is {rows} x {width}",
@@ -32,7 +32,8 @@ def show(console: Console, found: Forecast) -> None:
         console.print(f"- {note}", soft_wrap=True)
     if found.limit is None:
         return
-    console.print(f"it {'fits' if found.fits else 'does NOT fit'} in {megabytes(found.limit)}", soft_wrap=True)
+    close = ", by less than a forecast may be wrong: it may not" if found.is_close else ""
+    console.print(f"it {'fits' if found.fits else 'does NOT fit'} in {megabytes(found.limit)}{close}", soft_wrap=True)
     if found.advice:
         table = Table("change", "peak memory", "fits")
         for one in found.advice:
@@ -45,7 +46,7 @@ CHANGES = "`ptft plan` with the same arguments says what to change"
 
 def before_training(found: Forecast, changes: str = CHANGES) -> None:
     """One line, and where the run will not fit a warning, with what is said of changes."""
-    seconds = "" if found.seconds is None else f", {duration(found.seconds)} of training"
+    seconds = "" if found.seconds is None else f", {time(found)} of training"
     report.say(f"forecast  peak memory {megabytes(found.peak)}{seconds}")
     if not found.fits and found.limit is not None:
         report.say(
@@ -53,6 +54,12 @@ def before_training(found: Forecast, changes: str = CHANGES) -> None:
             f"{megabytes(found.limit)} are to be had; {changes}",
             style="yellow",
         )
+
+
+def time(found: Forecast) -> str:
+    """How long it trains; only a probe knows this machine."""
+    said = duration(found.seconds or 0.0)
+    return said if found.probed else f"roughly {said}"
 
 
 def megabytes(size: int) -> str:

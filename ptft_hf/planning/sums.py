@@ -23,6 +23,9 @@ from ptft_hf.tasks.summarization import Summarization
 HALF_BYTES, FLOAT_BYTES = 2, 4
 PROVEN = 16
 """Rows of a proof, as in :data:`ptft_hf.training.PROBE_ROWS`, which stands above this."""
+LIKE = 1.1
+"""A later batch of up to so many times the first one's tokens takes as many times its memory; a larger one is
+counted."""
 SMALL = 0.7
 """A batch of so small a part of the largest one takes less, whatever its attention keeps: up to 128 tokens that is a
 third of the rest (MiniLM)."""
@@ -121,6 +124,8 @@ class _Run:
         gradients = size_of(p.grad for p in self.trained if p.grad is not None)
         stepping, optimizer = self.step()
         later = None if plan.later is None else first.scaled(plan.later.size / plan.first.size)
+        if plan.later is not None and plan.later.size > LIKE * plan.first.size:
+            later = self.passes(plan.later)
         short = None
         if self.short and plan.first.width > self.short and (some := plan.largest_up_to(self.short)) is not None:
             short = self.passes(some) if some.size > SMALL * plan.first.size else None

@@ -75,7 +75,7 @@ def probed(sums: Sums, found: Mapping[str, Any]) -> float:
     """Seconds of training by a probe's steps, by what new shapes of batches took, and by what it took to compute its
     frozen layers once."""
     plan = sums.schedule
-    line = through((plan.typical, found["typical_seconds"]), (plan.first, found["longest_seconds"]))
+    line = through((plan.typical, found["typical_seconds"]), (plan.longest, found["longest_seconds"]))
     filling = found["filling_seconds"] / found["filled_tokens"] if found["filled_tokens"] else 0.0
     in_epoch = plan.sizes / max(1.0, plan.epochs)
     new: float = found["first_seconds"] + found["shape_seconds"] * max(0, plan.shapes - 1)
