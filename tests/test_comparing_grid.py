@@ -232,7 +232,8 @@ def untimed(file: Path) -> dict[str, Any]:
     result = json.loads(file.read_text("utf-8"))
     for one in result["tries"]:
         del one["seconds"]
-    return {name: value for name, value in result.items() if name not in cells.MEASURED}
+    counted = {name: result["cost"][name] for name in ("trainable_parameters", "total_parameters")}
+    return {name: value for name, value in result.items() if name not in cells.MEASURED} | {"counted": counted}
 
 
 def test_a_damaged_cell_is_found_before_anything_is_run(ran, base: Path, tmp_path: Path):
