@@ -251,8 +251,9 @@ def _judgements(database: Path) -> dict[str, Any]:
     """How many pairs there are and have been judged, and what identifies all that was said of them."""
     with feedback.Store(database) as store:
         said = store.judgements()
-        pairs = store.counts()["pairs"]
-    return {"pairs": pairs, "judged": len({one.pair for one in said}), "digest": _digest({"said": said})}
+        pairs, unknown = store.counts()["pairs"], sorted(store.without_given())
+    found = {"said": said, **({"unknown": unknown} if unknown else {})}  # with those, answers are to be exported anew
+    return {"pairs": pairs, "judged": len({one.pair for one in said}), "digest": _digest(found)}
 
 
 def _put_aside(database: Path) -> None:

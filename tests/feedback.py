@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,12 @@ def collection(path: Path, pairs: int) -> Path:
             ]
         )
     return path
+
+
+def as_of_version_1(path: Path) -> None:
+    """Make a database one that did not keep prompts as the data has them."""
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("ALTER TABLE prompts DROP COLUMN given; PRAGMA user_version = 1")
 
 
 def judge_all(store: Store, annotator: str, choose: object = "left", policy: Policy = ALONE) -> int:

@@ -41,12 +41,41 @@ def test_a_file_that_is_reviewed_comes_out_as_it_went_in(tmp_path: Path):
     assert lines(tmp_path / "out.jsonl") == expected
 
 
+TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "p <|im_end|>"}]
+
+
+def test_conversations_come_out_as_they_went_in(tmp_path: Path) -> None:
+    rows = [{"prompt": TURNS, "chosen": f"good {i}", "rejected": "bad"} for i in range(3)]
+    for name in ("first", "second"):
+        database = tmp_path / f"{name}.sqlite"
+        assert import_pairs(write_rows(tmp_path / f"{name}.jsonl", rows), database) == (3, 0, 0)
+        with Store(database) as store:
+            assert store.counts()["prompts"] == 1
+            while (shown := assign(store, "anna", ALONE)) is not None:
+                assert shown.prompt == TURNS
+                judge(store, shown.assignment, "right" if shown.left == "bad" else "left")
+        export_preferences(database, tmp_path / "out.jsonl")
+        assert lines(tmp_path / "out.jsonl") == rows
+        rows = lines(tmp_path / "out.jsonl")
+
+
+def test_texts_beside_conversations_come_out_as_messages(tmp_path: Path) -> None:
+    rows = [{"prompt": prompt, "chosen": "good", "rejected": "bad"} for prompt in (TURNS, "q")]
+    import_pairs(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "f.sqlite")
+    with Store(tmp_path / "f.sqlite") as store:
+        judge_all(store, "anna")
+    export_preferences(tmp_path / "f.sqlite", tmp_path / "out.jsonl")
+    found = [row["prompt"] for row in lines(tmp_path / "out.jsonl")]
+    assert found == [TURNS, [{"role": "user", "content": "q"}]]
+
+
 def test_rows_that_do_not_fit_are_named(tmp_path: Path):
-    bad = [{"prompt": "p", "chosen": "a"}, {"prompt": "", "chosen": "a", "rejected": ["b"]}, *[{}] * 4]
+    bad = [{"prompt": "p", "chosen": "a"}, {"prompt": "", "chosen": "a", "rejected": ["b"]}, *[{}] * 3]
+    bad.append({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"})
     with pytest.raises(DataError) as raised:
         import_pairs(write_rows(tmp_path / "in.jsonl", bad), tmp_path / "f.sqlite")
     said = str(raised.value)
-    for words in ("row 1: has no 'rejected'", "row 2: prompt is an empty text", "rejected is list", "and 10 more"):
+    for words in ("row 1: has no 'rejected'", "row 2: prompt is an empty text", "rejected is list", "and 8 more"):
         assert words in said
     for name, words in (("gone.jsonl", "cannot be read"), ("in.txt", "the ending")):
         with pytest.raises(DataError, match=words):

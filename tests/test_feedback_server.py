@@ -139,6 +139,17 @@ def test_markup_is_text(tmp_path: Path):
         assert text in html.unescape(page)
 
 
+def test_a_conversation_is_shown_by_turns_without_a_templates_marks(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": f"Be kind. {MARKUP}"}, {"role": "user", "content": " What?\n\nNow!\n"}]
+    with Store(tmp_path / "m.sqlite", create=True) as store:
+        store.add([("<|im_start|>system", [Answer("m", 0, "one"), Answer("m", 1, "two")])], [turns])
+        page = Browser(app(store), "anna").page()
+    assert "im_start" not in page and "<b>" not in page and "<script>document" not in page
+    assert re.findall(r"<dt>(.*)</dt>", page) == ["system", "user"]
+    shown = re.findall(r"<dd>(.*?)</dd>", page, re.DOTALL)
+    assert list(map(html.unescape, shown)) == [f"Be kind. {MARKUP}", "What?\n\nNow!"]
+
+
 def test_the_page_is_blind(store: Store):
     page = Browser(app(store), "anna").page()
     assert "short" in page and "a longer one" in page

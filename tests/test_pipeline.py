@@ -19,6 +19,7 @@ from ptft_hf.pipeline import findings, run_pipeline
 from ptft_hf.recipes.pipeline import load_pipeline
 from ptft_hf.rlhf.reward import train_reward
 from ptft_hf.rlhf.sft import train_sft
+from tests.feedback import as_of_version_1
 from tests.test_instruction import TALK, checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -219,11 +220,18 @@ def test_the_reward_model_learns_what_people_prefer(tmp_path: Path, capsys: pyte
         assert store.answered() == answers  # none was drawn twice
     rows = sum(found["reward"]["data"][split]["rows"] for split in ("train", "validation", "test"))
     assert rows == pairs
+    exported = (database.parent / "preferences.jsonl").read_text("utf-8").splitlines()
+    (asked,) = json.loads(exported[0])["prompt"]
+    assert asked["role"] == "user" and asked["content"].startswith("What is the sea? ")
     assert f"{pairs} of {pairs} pairs of answers were judged" in (output / "report.md").read_text("utf-8")
 
     capsys.readouterr()
     run_pipeline(pipeline, output)
     assert capsys.readouterr().err.count("finished, and nothing that it builds on has changed") == 4
+
+    as_of_version_1(database)
+    run_pipeline(pipeline, output)  # the messages are noted; the preferences are the same
+    assert capsys.readouterr().err.count("finished, and nothing that it builds on has changed") == 3
 
     # What is said later counts: the reward model, and what builds on it, learn anew.
     with feedback.Store(database) as store:

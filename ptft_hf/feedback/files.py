@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ptft_hf import report
 from ptft_hf.errors import DataError, OutputError
 from ptft_hf.feedback.store import Judgement, Store
 
@@ -42,7 +43,8 @@ def import_pairs(file: str | Path, database: str | Path) -> Imported:
     statistics say how often the review agrees; annotators do not see it.
 
     Args:
-        file: JSON lines, csv or tsv, with texts in the columns ``prompt``, ``chosen`` and ``rejected``.
+        file: JSON lines, csv or tsv, with the columns ``prompt`` (texts, or messages), ``chosen`` and ``rejected``
+            (texts).
         database: Made if it is not there; pairs that it has already stay as they are.
 
     Raises:
@@ -71,13 +73,21 @@ def _faults(row: dict[str, Any], where: str) -> Iterator[str]:
         value = row.get(name)
         if name not in row:
             yield f"{where}: has no {name!r}; its columns are {', '.join(map(repr, row))}"
+        elif name == "prompt" and isinstance(value, list) and value:
+            from ptft_hf.tasks import conversations
+
+            if problem := conversations.fault(value):
+                yield f"{where}: prompt {problem}"
         elif not isinstance(value, str) or not value.strip():
             shown = "an empty text" if value == "" else f"{type(value).__name__} {str(value)[:40]!r}"
-            yield f"{where}: {name} is {shown}; a text is needed (of conversations, their text)"
+            needed = "a text or a list of messages" if name == "prompt" else "a text (of a message, its content)"
+            yield f"{where}: {name} is {shown}; {needed} is needed"
 
 
 def export_preferences(database: str | Path | Store, file: str | Path, *, ties: bool = False) -> Exported:
-    """Write what was preferred as JSON lines with ``prompt``, ``chosen`` and ``rejected``.
+    """Write what was preferred as JSON lines with ``prompt``, ``chosen`` and ``rejected``. Prompts are as the data
+    has them, so that a reward model that learns from the file reads what PPO will give it: texts, or, if one of them
+    is a conversation, messages.
 
     Of a pair with several judgements more than half must prefer the same answer, or neither; other pairs are left out
     as conflicts.
@@ -99,21 +109,31 @@ def export_preferences(database: str | Path | Store, file: str | Path, *, ties: 
     by_pair: dict[int, list[Judgement]] = defaultdict(list)
     for one in database.judgements():
         by_pair[one.pair].append(one)
-    lines, kinds = [], Counter[str]()
+    rows, kinds = list[dict[str, Any]](), Counter[str]()
     for _, judged in sorted(by_pair.items()):
         kind = majority(judged)
         kinds[kind] += 1
         if kind in ("first", "second") or (kind == "tie" and ties):
             better, worse = judged[0].answers[:: -1 if kind == "second" else 1]
-            row: dict[str, Any] = {"prompt": judged[0].prompt, "chosen": better.text, "rejected": worse.text}
-            lines.append(json.dumps(row | ({"tie": kind == "tie"} if ties else {}), ensure_ascii=False) + "\n")
+            row = {"prompt": judged[0].prompt, "chosen": better.text, "rejected": worse.text}
+            rows.append(row | ({"tie": kind == "tie"} if ties else {}))
+    if not all(isinstance(row["prompt"], str) for row in rows):  # a column has one type
+        for row in rows:
+            if isinstance(row["prompt"], str):
+                row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+    if unknown := len(database.without_given()):
+        report.say(
+            f"- {database.path}: an earlier ptft_hf has stored {unknown:,} prompts as the model reads them; if they "
+            "are conversations, first give the `ptft feedback generate` that made it again: it notes their messages",
+            style="yellow",
+        )
     from ptft_hf.checkpoints import write_text
 
     try:
-        write_text(Path(file), "".join(lines))
+        write_text(Path(file), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     except OSError as error:
         raise OutputError(f"{file}: cannot be written: {error.strerror}") from error
-    return Exported(len(lines), kinds["tie"], kinds["both_bad"], kinds["conflict"])
+    return Exported(len(rows), kinds["tie"], kinds["both_bad"], kinds["conflict"])
 
 
 def majority(judged: Sequence[Judgement]) -> str:

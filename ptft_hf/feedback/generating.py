@@ -220,6 +220,7 @@ def write(
         Prompts that got answers, and numbers of answers, of those that were cut off, and of new pairs.
     """
     model, tokenizer = decoder
+    note_sources(store, prompts)
     there = store.answered()
     wanted = [prompt for prompt in prompts if there.get((prompt.text, source), 0) < each]
     report.say(f"- {source}: {len(wanted):,} of {len(prompts):,} prompts are to be answered")
@@ -234,10 +235,21 @@ def write(
             answers, cut = answers + len(ended), cut + ended.count(False)
             pairs += store.add(
                 [(p.text, [Answer(source, i, text) for i, text in enumerate(texts)])
-                 for p, texts in zip(some, written, strict=True)]
+                 for p, texts in zip(some, written, strict=True)],
+                [p.source for p in some],
             )  # fmt: skip
             bar.update(len(some))
     return {prompt.text for prompt in wanted}, answers, cut, pairs
+
+
+def note_sources(store: Store, prompts: Sequence[Prompt]) -> None:
+    """Note how the data has those prompts of which an earlier version stored only what the model read, and forget
+    scores of a reward model that has read that instead of messages."""
+    unknown = store.without_given()
+    found = [prompt for prompt in prompts if prompt.text in unknown]
+    store.add([(prompt.text, []) for prompt in found], [prompt.source for prompt in found])
+    if any(prompt.source != prompt.text for prompt in found):
+        store.forget_scores()
 
 
 def _draw(

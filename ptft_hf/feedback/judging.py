@@ -11,11 +11,11 @@ import secrets
 import sqlite3
 import time
 import unicodedata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ptft_hf.errors import DataError
 from ptft_hf.feedback.choosing import JUDGED, Policy, done_and_needed, is_needed, next_pair
-from ptft_hf.feedback.store import VERDICTS, Store
+from ptft_hf.feedback.store import VERDICTS, Store, as_given
 
 NAME_LENGTH = 60
 
@@ -24,7 +24,8 @@ class Showing(NamedTuple):
     """A pair on an annotator's screen."""
 
     assignment: str
-    prompt: str
+    prompt: Any
+    """As the data has it: a text or messages."""
     left: str
     right: str
     again: bool
@@ -174,12 +175,12 @@ def _show(db: sqlite3.Connection, pair: int, annotator: str, left: int, now: flo
 
 def _showing(db: sqlite3.Connection, assignment: str) -> Showing:
     row = db.execute(
-        "SELECT x.id, t.text, l.text, r.text, EXISTS (SELECT 1 FROM assignments y WHERE y.pair = x.pair "
+        "SELECT x.id, t.text, t.given, l.text, r.text, EXISTS (SELECT 1 FROM assignments y WHERE y.pair = x.pair "
         "AND y.annotator = x.annotator AND y.verdict IS NOT NULL AND y.withdrawn_at IS NOT NULL) "
         "FROM assignments x JOIN pairs p ON p.id = x.pair JOIN answers l ON l.id = x.left_answer "
         "JOIN answers r ON r.id = p.first + p.second - x.left_answer JOIN prompts t ON t.id = l.prompt "
         "WHERE x.id = ?",
         (assignment,),
     ).fetchone()
-    identity, prompt, left, right, again = row
-    return Showing(identity, prompt, left, right, bool(again))
+    identity, prompt, given, left, right, again = row
+    return Showing(identity, as_given(prompt, given), left, right, bool(again))

@@ -40,9 +40,9 @@ def score(database: str | Path | Store, reward: Any) -> int:
     left = database.unscored()
     with report.bar(len(left), "Scoring", "answer", stays=False) as bar:
         for start in range(0, len(left), AT_ONCE):
-            ids, prompts, answers = zip(*left[start : start + AT_ONCE], strict=True)
+            ids, prompts, sources, answers = zip(*left[start : start + AT_ONCE], strict=True)
             # No reward that stands alone reads the policy's ids.
-            batch = rewards.Answered(list(prompts), list(answers), cast(Any, None))
+            batch = rewards.Answered(list(prompts), list(answers), cast(Any, None), list(sources))
             database.set_scores(list(zip(ids, built(batch), strict=True)))
             bar.update(len(ids))
     return len(left)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,8 @@ from ptft_hf.errors import DataError, OutputError
 
 APPLICATION = 0x70746662
 """SQLite's ``application_id``, by which a file says whose it is; ``ptfb``."""
-VERSION = 1
+VERSION = 2
+"""Of version 1, ``prompts`` have no ``given``: of conversations, only what the model read was kept."""
 BUSY_SECONDS = 30.0
 """How long another process may hold the file before we give up."""
 
@@ -29,7 +31,11 @@ VERDICTS = ("left", "right", "tie", "both_bad", "skip")
 
 SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE prompts (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+CREATE TABLE prompts (
+  id INTEGER PRIMARY KEY,
+  given TEXT,                                   -- as the data has it, a text or messages, in JSON; NULL: not known
+  text TEXT NOT NULL UNIQUE                     -- as the model reads it, or, of an imported conversation, its JSON
+);
 CREATE TABLE answers (
   id INTEGER PRIMARY KEY,
   prompt INTEGER NOT NULL REFERENCES prompts,
@@ -92,7 +98,8 @@ class Judgement(NamedTuple):
     """``left``, ``right``, ``tie`` or ``both_bad``."""
     seconds: float
     """From when the pair was shown to the click."""
-    prompt: str
+    prompt: Any
+    """As the data has it: a text or messages."""
     answers: tuple[Judged, Judged]
     preferred: int | None
     """The place in ``answers`` of the better one; None: neither."""
@@ -154,6 +161,9 @@ class Store:
                 for statement in SCHEMA.split(";\n"):
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {APPLICATION}")
+            elif version < VERSION:
+                db.execute("ALTER TABLE prompts ADD COLUMN given TEXT")
+            if version < VERSION:
                 db.execute(f"PRAGMA user_version = {VERSION}")
         with self._explained():
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -206,20 +216,27 @@ class Store:
         with self.transaction() as db:
             db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
 
-    def add(self, prompts: Sequence[tuple[str, Sequence[Answer]]]) -> int:
+    def add(self, prompts: Sequence[tuple[str, Sequence[Answer]]], sources: Sequence[Any] | None = None) -> int:
         """Store answers to prompts, in one transaction, and all pairs of those that a prompt has then, without those
-        that were imported. What is there already stays as it is. Of answers that are the same but for white space
-        around them only the first is paired.
+        that were imported. Answers that are there already stay as they are. Of answers that are the same but for
+        white space around them only the first is paired.
 
         Args:
-            prompts: Texts, each with its answers.
+            prompts: Texts as the model reads them, each with its answers.
+            sources: The prompts as the data has them, texts or messages; None: they are these texts.
+
         Returns:
             How many pairs are new.
         """
         with self.transaction() as db:
             before = _count(db, "pairs")
-            for text, answers in prompts:
-                db.execute("INSERT OR IGNORE INTO prompts (text) VALUES (?)", (text,))
+            given = [text for text, _ in prompts] if sources is None else sources
+            for (text, answers), source in zip(prompts, given, strict=True):
+                db.execute(
+                    "INSERT INTO prompts (text, given) VALUES (?, ?) "
+                    "ON CONFLICT (text) DO UPDATE SET given = excluded.given",
+                    (text, _json(source)),
+                )
                 (prompt,) = db.execute("SELECT id FROM prompts WHERE text = ?", (text,)).fetchone()
                 db.executemany(
                     "INSERT OR IGNORE INTO answers (prompt, source, number, text) VALUES (?, ?, ?, ?)",
@@ -234,19 +251,20 @@ class Store:
                     _add_pair(db, text, first, second)
             return _count(db, "pairs") - before
 
-    def add_pairs(self, rows: Sequence[tuple[str, str, str]]) -> int:
+    def add_pairs(self, rows: Sequence[tuple[Any, str, str]]) -> int:
         """Store pairs as they are, in one transaction; those that are there already stay as they are.
 
         Args:
-            rows: Prompt, chosen and rejected answer.
+            rows: Prompt (a text or messages), chosen and rejected answer.
 
         Returns:
             How many pairs are new.
         """
         with self.transaction() as db:
             before = _count(db, "pairs")
-            for text, *texts in rows:
-                db.execute("INSERT OR IGNORE INTO prompts (text) VALUES (?)", (text,))
+            for source, *texts in rows:
+                text = source if isinstance(source, str) else _json(source)
+                db.execute("INSERT OR IGNORE INTO prompts (text, given) VALUES (?, ?)", (text, _json(source)))
                 (prompt,) = db.execute("SELECT id FROM prompts WHERE text = ?", (text,)).fetchone()
                 ids = [_answer(db, prompt, *each) for each in zip(IMPORTED, texts, strict=True)]
                 _add_pair(db, text, *zip(ids, texts, strict=True))
@@ -267,12 +285,21 @@ class Store:
         )
         return {(prompt, source): count for prompt, source, count in rows}
 
-    def unscored(self) -> list[tuple[int, str, str]]:
-        """Id, prompt and text of answers that are in a pair and have no score."""
-        return self.rows(
-            "SELECT a.id, p.text, a.text FROM answers a JOIN prompts p ON p.id = a.prompt WHERE a.score IS NULL "
-            "AND EXISTS (SELECT 1 FROM pairs WHERE a.id IN (first, second)) ORDER BY a.id"
+    def without_given(self) -> set[str]:
+        """Texts of prompts that were answered by models and stored by version 1."""
+        query = (
+            "SELECT text FROM prompts p WHERE given IS NULL "
+            "AND EXISTS (SELECT 1 FROM answers WHERE prompt = p.id AND source NOT IN (?, ?))"
         )
+        return {text for (text,) in self.rows(query, IMPORTED)}
+
+    def unscored(self) -> list[tuple[int, str, Any, str]]:
+        """Of answers that are in a pair and have no score: id, prompt as text and as the data has it, and text."""
+        rows = self.rows(
+            "SELECT a.id, p.text, p.given, a.text FROM answers a JOIN prompts p ON p.id = a.prompt "
+            "WHERE a.score IS NULL AND EXISTS (SELECT 1 FROM pairs WHERE a.id IN (first, second)) ORDER BY a.id"
+        )
+        return [(id_, prompt, as_given(prompt, given), text) for id_, prompt, given, text in rows]
 
     def forget_scores(self) -> None:
         with self.transaction() as db:
@@ -287,16 +314,16 @@ class Store:
         """Every judgement that stands, in the order in which they were made."""
         rows = self.rows(
             "SELECT p.id, x.annotator, x.verdict, x.judged_at - x.shown_at, x.left_answer = p.first, t.text, "
-            "a.source, a.text, a.score, b.source, b.text, b.score "
+            "t.given, a.source, a.text, a.score, b.source, b.text, b.score "
             "FROM assignments x JOIN pairs p ON p.id = x.pair JOIN answers a ON a.id = p.first "
             "JOIN answers b ON b.id = p.second JOIN prompts t ON t.id = a.prompt "
             "WHERE x.verdict != 'skip' AND x.withdrawn_at IS NULL ORDER BY x.judged_at, x.rowid"
         )
         found = []
-        for pair, annotator, verdict, seconds, first_is_left, prompt, *answers in rows:
+        for pair, annotator, verdict, seconds, first_is_left, prompt, given, *answers in rows:
             preferred = None if verdict in ("tie", "both_bad") else int((verdict == "left") != first_is_left)
             both = (Judged(*answers[:3]), Judged(*answers[3:]))
-            found.append(Judgement(pair, annotator, verdict, seconds, prompt, both, preferred))
+            found.append(Judgement(pair, annotator, verdict, seconds, as_given(prompt, given), both, preferred))
         return found
 
     def skipped(self) -> int:
@@ -308,6 +335,15 @@ class Store:
         """What a query finds."""
         with self._lock, self._explained():
             return self._db.execute(query, values).fetchall()
+
+
+def as_given(text: str, given: str | None) -> Any:
+    """A prompt as the data has it, of its row: a text or messages. Where that is not known, as the model read it."""
+    return text if given is None else json.loads(given)
+
+
+def _json(source: Any) -> str:
+    return json.dumps(source, ensure_ascii=False)
 
 
 def _count(db: sqlite3.Connection, table: str) -> int:
