@@ -239,7 +239,7 @@ def test_elsewhere_the_score_of_a_text_is_another_one_in_a_batch(decoder: Any) -
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("chat", [None, SPACED])
-def test_scores_depend_neither_on_batch_nor_neighbours_nor_padding_side(
+def test_scores_are_those_of_a_row_alone_to_2e_6_whatever_the_batch_its_rows_and_the_padding_side(
     decoder: Any, side: str, chat: str | None
 ) -> None:
     rows = pairs(7)
