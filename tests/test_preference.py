@@ -324,6 +324,20 @@ def test_the_report_by_hand() -> None:
     assert report["score_and_length"]["pearson"] == pytest.approx(expected)
 
 
+def test_a_rival_that_is_not_beaten_is_named() -> None:
+    task = fitted()
+    equal = task.after_training(OUTPUTS, TARGETS)
+    assert equal[0].startswith("validation: accuracy 0.625 (") and len(equal) == 2
+    said = "the model does not beat length or a bag of words on validation: PPO would have little to follow"
+    assert equal[1] == said
+    better = OUTPUTS * [2, 1]  # right but in the second pair
+    assert task.metrics(better, TARGETS)["accuracy"] == 0.75
+    assert len(task.after_training(better, TARGETS)) == 1
+    task.rivals = rivals.Rivals(True, {"good": 1.0, "b": 1.0, "c": -1.0})
+    assert task.report(better, TARGETS)["rivals"]["bag_of_words"] == 0.75
+    assert task.after_training(better, TARGETS)[1] == said.replace("length or ", "")
+
+
 def test_wilsons_interval() -> None:
     # Newcombe 1998, table I: 81 of 263 is 0.2553 to 0.3662; 0 of 20 is 0 to 0.1611.
     assert metrics.wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)

@@ -250,16 +250,21 @@ class Preference(TaskDefaults):
         return [f"scores are centred: {self.centre:.4g} is taken off, the mean of {outputs.size:,} training answers"]
 
     def after_training(self, outputs: np.ndarray, targets: Targets) -> list[str]:
-        """Say how the model fares beside its rivals."""
+        """Say how the model fares beside its rivals, and which it does not beat: those whose accuracy on the same
+        pairs is no lower than its own, wherever its interval ends."""
         found, accuracy = self.report(outputs, targets), self.metrics(outputs, targets)["accuracy"]
         if not found["pairs"]:
             return []
         low, high = found["accuracy_interval"]
         others = found["rivals"]
-        return [
+        notes = [
             f"validation: accuracy {accuracy:.3f} ({low:.3f} to {high:.3f}) on {found['pairs']:,} pairs; the "
             f"{others['length_prefers']} answer {others['length']:.3f}, a bag of words {others['bag_of_words']:.3f}"
         ]
+        names = {"length": "length", "bag_of_words": "a bag of words"}
+        if ahead := " or ".join(name for key, name in names.items() if others[key] >= accuracy):
+            notes.append(f"the model does not beat {ahead} on validation: PPO would have little to follow")
+        return notes
 
     def predictions(self, outputs: np.ndarray, targets: Any = None) -> list[dict[str, Any]]:
         """For one answer ``{"score": ...}``; for two ``{"scores": {"chosen", "rejected"}, "better", "probability"}``:
