@@ -23,6 +23,7 @@ from ptft_hf.models import adapter_kind, plain_model
 from ptft_hf.recipes.algorithms import Settings, load_algorithm, option_names
 from ptft_hf.recipes.algorithms import said as said_of
 from ptft_hf.rlhf import rewards, roles, saving
+from ptft_hf.rlhf.preparing import check_start
 from ptft_hf.tasks import conversations
 from ptft_hf.tasks.prompting import render
 from ptft_hf.tasks.prompts import Prompts
@@ -135,6 +136,7 @@ class Run:
         loaded = roles.load_base(self.reference, given.adapter, False, **self.options)
         if loaded.new:
             raise ModelError(f"{model}: no language model: {sorted(loaded.new)[:3]} are not in the checkpoint")
+        check_start(earlier, given.adapter, self.reference, loaded, self.options)
         self.fingerprint = loaded.fingerprint
         if note := models.ensure_padding(loaded.model, self.tokenizer):
             self.notes.append(note)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ptft_hf import adapters, checkpoints, data, models, recipes
+from ptft_hf.adapters.earlier import check_earlier
 from ptft_hf.errors import AdapterError, DataError, ModelError, RecipeError
 from ptft_hf.recipes import AdapterRecipe, PeftRecipe
 from ptft_hf.recipes.ppo import DEFAULT_ADAPTER, load_ppo
@@ -113,6 +114,33 @@ def of_adapter_folder(folder: Path) -> tuple[AdapterRecipe, str]:
     return adapters.recipe_of_config(config), str(base)
 
 
+def check_start(start: Any, recipe: AdapterRecipe, base: str, loaded: Any, options: Mapping[str, Any]) -> None:
+    """Hold a base to the run whose adapter is trained further on it.
+
+    Args:
+        start: The folder of the adapter; of anything else there is no such run.
+        recipe: The adapter's.
+        base: Where the base was loaded from, with ``options``.
+        loaded: It.
+
+    Raises:
+        AdapterError: The adapter was trained on another base, or with tokens that this one does not have.
+    """
+    if not isinstance(start, Path) or not (start / "run.json").is_file():
+        return
+    facts = checkpoints.read_json(start / "run.json")["model"]
+    if added := (facts.get("added_tokens") or {}).get("tokens"):
+        raise AdapterError(
+            f"{start}: was trained with the added tokens {added}, which its base {base} does not have: make it a "
+            "checkpoint of its own (ptft merge), and begin with that"
+        )
+    found = loaded.fingerprint
+    if found != facts["fingerprint"]:  # which may be of another dtype
+        as_trained = {**options, "dtype": facts["options"].get("dtype", facts["dtype"])}
+        found = models.load_model(base, "AutoModelForCausalLM", config={}, **as_trained).fingerprint
+    check_earlier(start, recipe, loaded.model.config, {"fingerprint": found})
+
+
 def prepare(plan: Plan, source: Any = None, loader: Any = models) -> Ready:
     """Prompts, models and rewards, in this order, each checked before the next is loaded.
 
@@ -133,6 +161,8 @@ def prepare(plan: Plan, source: Any = None, loader: Any = models) -> Ready:
         raise ModelError(
             f"{plan.base}: no language model: {sorted(loaded.new)[:3]} are not in the checkpoint"
         )
+    if loader is models:
+        check_start(plan.given, plan.adapter, plan.base, loaded, options)
     tokenizer_from = plan.policy if (Path(plan.policy) / "tokenizer_config.json").is_file() else plan.base
     tokenizer = models.load_tokenizer(tokenizer_from, **models.options_of(tokenizer_from, options))
     notes = [*splits.notes]
