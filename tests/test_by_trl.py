@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptft_hf.errors import RecipeError
+from ptft_hf.errors import PtftError, RecipeError
 from ptft_hf.recipes import task_from_dict
+from ptft_hf.recipes.algorithms import load_algorithm
 from ptft_hf.rlhf import by_trl
 from ptft_hf.rlhf.by_trl import train_by_trl
+from ptft_hf.tasks.prompts import Prompts
 from tests.test_instruction import TALK, chat_tokenizer, checkpoint
 
 pytestmark = [
@@ -195,6 +197,48 @@ def test_long_prompts_are_left_out_and_pairs_are_cut(tmp_path: Path) -> None:
         patch.setattr(by_trl.Run, "_trainer", kept)
         run("dpo", base, tmp_path / "dpo", settings={"model.max_length": 77})
     assert seen == [77]
+
+
+def test_prompts_are_those_of_ppo(tmp_path: Path) -> None:
+    texts = ["What is the sea? And the sky?", "Be kind."]
+    table = datasets.Dataset.from_list([{"prompt": text} for text in texts])
+    fields = {"prompt_tokens": 4, "ppo": {"response_length": 3, "temperature": 0.5}}
+    task, reward = task_from_dict({"name": "test", "family": "prompts", **fields}), Seen()
+    source = datasets.DatasetDict({name: table for name in ("train", "validation", "test")})
+    base, settings = checkpoint(tmp_path / "base", None), {"algorithm.max_completion_length": 5}
+    found = run("grpo", base, tmp_path / "run", task=task, data=source, reward=reward, settings=settings)
+    read, _ = Prompts(task).encode(table, chat_tokenizer(None), 200)  # type: ignore[arg-type]
+    assert {prompt for batch in reward.batches for prompt in batch.prompts} == {prompt.text for prompt in read}
+    assert all(len(prompt.ids) <= 4 for prompt in read)
+    assert all(text.startswith(prompt.text) for prompt, text in zip(read, texts, strict=True))
+    assert found["options"]["temperature"] == 0.5 and found["options"]["max_completion_length"] == 5
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_answers_are_sampled_as_the_recipe_says(algorithm: str) -> None:
+    task = {"name": "test", "family": "prompts", "ppo": {"response_length": 48, "temperature": 0.5, "kl_coef": 0.1}}
+    given = load_algorithm(algorithm, task_from_dict(task), "lora/r16_all_linear")
+    assert given.options == {"max_completion_length": 48, "temperature": 0.5}
+    given = load_algorithm(algorithm, task_from_dict(task), "lora/r16_all_linear", ["algorithm.temperature=1.0"])
+    assert given.options == {"max_completion_length": 48, "temperature": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "said"),
+    [
+        ({"ppo": {"temperature": 0}}, {}, "test: ppo.temperature: expected a number greater than 0, got 0"),
+        ({}, {"algorithm.max_completion_length": 256}, "algorithm.max_completion_length: 256 leaves 0 of"),
+        ({"prompt_tokens": 20}, {}, "prompt_tokens: 20 would cut conversations, which TRL takes whole"),
+    ],
+)
+def test_prompts_that_cannot_be_answered_are_told(
+    fields: dict[str, Any], settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    task = task_from_dict({"name": "test", "family": "prompts", **fields})
+    with pytest.raises(PtftError) as caught:
+        run("grpo", checkpoint(tmp_path / "base"), tmp_path / "run", task=task, settings=settings)
+    assert said in "\n".join(caught.value.problems)
+    assert not (tmp_path / "run").exists()
 
 
 def test_nobody_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

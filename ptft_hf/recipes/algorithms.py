@@ -11,6 +11,8 @@ from ptft_hf.errors import RecipeError, did_you_mean
 from ptft_hf.recipes import load_run, resolve_training
 from ptft_hf.recipes.documents import Document, Origin, parse
 from ptft_hf.recipes.models import AdapterRecipe, FullRecipe, PeftRecipe, TaskRecipe
+from ptft_hf.recipes.ppo import config_of
+from ptft_hf.recipes.prompts import PromptsRecipe
 from ptft_hf.recipes.upstream import class_fields, training_argument_names
 
 
@@ -35,6 +37,8 @@ ALGORITHMS = {
 }
 """Rafailov et al. 2023; Ethayarajh et al. 2024; Shao et al. 2024; Ahmadian et al. 2024."""
 PREFIX = "algorithm."
+SAMPLING = {"response_length": "max_completion_length", "temperature": "temperature"}
+"""What of a recipe's ``ppo`` holds for TRL's algorithms, too, and its name there."""
 
 
 class Settings(NamedTuple):
@@ -46,7 +50,7 @@ class Settings(NamedTuple):
     training: dict[str, Any]
     """``TrainingArguments`` by name, of recipes and ``--set``."""
     options: dict[str, Any]
-    """The algorithm's own (``beta``, ``num_generations``), by TRL's names."""
+    """The algorithm's own (``beta``, ``num_generations``), by TRL's names, of the task's ``ppo`` and ``--set``."""
 
 
 def load_algorithm(
@@ -77,6 +81,10 @@ def load_algorithm(
         problems.append(f"{the_task.name}: {name} learns from {algorithm.family}, and this is {the_task.family}")
     if not isinstance(the_adapter, PeftRecipe | FullRecipe):
         problems.append(f"{the_adapter.name}: TRL trains with a method of PEFT or in full, not {the_adapter.family}")
+    if isinstance(the_task, PromptsRecipe):
+        config, faults = config_of(the_task.ppo, the_task.name, {})
+        problems += faults
+        options = {SAMPLING[key]: getattr(config, key, None) for key in SAMPLING if key in the_task.ppo} | options
     if problems:
         raise RecipeError(*problems)
     training = resolve_training({}, the_task.training, the_adapter.training, overrides.training)

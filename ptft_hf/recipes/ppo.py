@@ -48,7 +48,7 @@ def load_ppo(
     try:
         the_task, the_adapter, _ = load_run(task, adapter, dotted)
     except RecipeError as error:
-        raise RecipeError(*error.problems, *problems, *_config(given, "", given)[1]) from error
+        raise RecipeError(*error.problems, *problems, *config_of(given, "", given)[1]) from error
     if not isinstance(the_task, PromptsRecipe):
         problems.append(
             f"{the_task.name}: PPO needs prompts, a recipe of the family prompts, not {the_task.family}"
@@ -58,7 +58,7 @@ def load_ppo(
         problems.append(
             f"{the_adapter.name}: PPO trains with a method of PEFT or in full, not with {the_adapter.family}"
         )
-    config, faults = _config({**the_task.ppo, **given}, the_task.name, given)
+    config, faults = config_of({**the_task.ppo, **given}, the_task.name, given)
     if problems or faults or config is None:
         raise RecipeError(*problems, *faults)
     return the_task, the_adapter, config
@@ -85,9 +85,10 @@ def _options(pairs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return options, problems
 
 
-def _config(
+def config_of(
     values: Mapping[str, Any], task: str, given: Mapping[str, Any]
 ) -> tuple[PPOConfig | None, list[str]]:
+    """Options of the task's recipe, under those of ``given`` by ``--set``; or None, and what is wrong with them."""
     try:
         return PPOConfig.model_validate(dict(values)), []
     except ValidationError as error:

@@ -144,7 +144,8 @@ class PromptsRecipe(TaskRecipe):
     prompt_tokens: Count | None = None
     """Take the first so many tokens of each text, to be gone on from; None takes it whole."""
     ppo: dict[str, Any] = Field(default_factory=dict)
-    """Options of :class:`PPOConfig` that suit these prompts; ``--set`` stands over them."""
+    """Options of :class:`PPOConfig` that suit these prompts; ``--set`` stands over them. Other algorithms take the
+    answers' ``response_length`` and ``temperature`` alone."""
 
     @classmethod
     def faults(cls, values: Mapping[str, Any]) -> Iterator[Fault]:

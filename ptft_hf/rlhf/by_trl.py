@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ptft_hf import adapters, checkpoints, data, models, recipes, records, report, settings, tasks, training
+from ptft_hf import adapters, checkpoints, data, models, recipes, records, report, settings, training
 from ptft_hf.allocator import let_go
 from ptft_hf.atomic import AtomicCheckpoints
 from ptft_hf.callbacks import MetricsLog, Progress
@@ -22,11 +22,10 @@ from ptft_hf.errors import DataError, ModelError, RecipeError
 from ptft_hf.models import adapter_kind, plain_model
 from ptft_hf.recipes.algorithms import Settings, load_algorithm, option_names
 from ptft_hf.recipes.algorithms import said as said_of
-from ptft_hf.rlhf import rewards, roles, saving
-from ptft_hf.rlhf.preparing import check_start
-from ptft_hf.tasks import conversations
+from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
+from ptft_hf.rlhf import rewards, roles, saving, trl_rows
+from ptft_hf.rlhf.preparing import check_start, longest_prompt
 from ptft_hf.tasks.prompting import render
-from ptft_hf.tasks.prompts import Prompts
 
 PROBE = 8
 """Rows on whose prompts the saved and the trained policy are compared."""
@@ -61,7 +60,8 @@ def train_by_trl(
         data: Used instead of the recipe's ``data``.
         seed: Of new weights, order of rows, sampling, and any split that is made.
         settings: ``TrainingArguments`` names, ``algorithm.NAME`` for the fields of TRL's config, and ``task.*``,
-            ``adapter.*``, ``model.*``. What is not given is TRL's own default, but for reports to other services.
+            ``adapter.*``, ``model.*``. What is not given is TRL's own default, but for reports to other services,
+            and for what :data:`ptft_hf.recipes.algorithms.SAMPLING` takes from the recipe's ``ppo``.
         resume: Go on from the newest intact checkpoint.
         overwrite: Replace a run that is in ``output_dir``.
 
@@ -128,16 +128,22 @@ class Run:
         if source is None:
             raise DataError(f"{given.task.name}: names no data; add data: to the recipe, or pass data in Python")
         transformers.set_seed(seed)
+        self.arguments = self._arguments()
         self.reference = str(Path(model).resolve()) if Path(model).is_dir() else model
         self.options = models.options_of(self.reference, given.task.model_options)
         reader = str(earlier or self.reference)
         self.tokenizer = models.load_tokenizer(reader, **models.options_of(reader, self.options))
-        self.rows, self.fingerprints, self.notes = self._rows(source)
+        splits = trl_rows.load_splits(given.task, source, seed)
         loaded = roles.load_base(self.reference, given.adapter, False, **self.options)
         if loaded.new:
             raise ModelError(f"{model}: no language model: {sorted(loaded.new)[:3]} are not in the checkpoint")
         check_start(earlier, given.adapter, self.reference, loaded, self.options)
         self.fingerprint = loaded.fingerprint
+        self.rows, self.fingerprints, self.notes = {}, {}, [*splits.notes]
+        for split in ("train", "validation", "test"):
+            self.rows[split], notes = self._rows(getattr(splits, split), loaded.model)
+            self.fingerprints[split] = data.fingerprint(getattr(splits, split))
+            self.notes += [f"{split}: {note}" for note in notes]
         if note := models.ensure_padding(loaded.model, self.tokenizer):
             self.notes.append(note)
         with models.quiet():
@@ -147,53 +153,14 @@ class Run:
 
     # ---- rows ----
 
-    def _rows(self, source: Any) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-        """Rows of each split as TRL has them, their fingerprints, and what is to be said of them."""
+    def _rows(self, table: Any, model: Any) -> tuple[Any, list[str]]:
+        """A split's rows as TRL has them, and what is to be said of them."""
         recipe = self.given.task
-        if self.given.algorithm.rewards:
-            splits = Prompts(recipe).load_splits(source, self.seed)  # type: ignore[arg-type]
-            if not isinstance(splits.train[0]["prompt"], str) and not self.tokenizer.chat_template:
-                raise DataError(f"{recipe.name}: conversations, and the tokenizer has no chat template")
-            rows = {n: self._prompts(n, splits) for n in ("train", "validation", "test")}
-        else:
-            family = tasks.build(recipe)
-            splits = tasks.load_splits(family, source, recipe, self.seed)
-            notes = family.look_at(splits)
-            splits = splits._replace(notes=[*splits.notes, *notes])
-            rows = {n: self._pairs(getattr(splits, n)) for n in ("train", "validation", "test")}
-        prints = {name: data.fingerprint(getattr(splits, name)) for name in rows}
-        return rows, prints, [*splits.notes]
-
-    def _prompts(self, split: str, splits: data.Splits) -> Any:
-        """``prompt``; those longer than the recipe's ``max_length`` are left out, as PPO leaves them out."""
-        table, limit = getattr(splits, split).select_columns("prompt"), self.given.task.model.get("max_length")
-        if limit is None:
-            return table
-        kept = table.filter(lambda row: len(self._ids(row["prompt"])) <= limit)
-        if not len(kept):
-            raise DataError(f"{split}: none of {len(table):,} prompts has at most {limit} tokens (model.max_length)")
-        if len(kept) < len(table):
-            longer = f"{len(table) - len(kept):,} of {len(table):,} prompts are longer than {limit} tokens"
-            splits.notes.append(f"{split}: {longer} and are left out")
-        return kept
-
-    def _pairs(self, table: Any) -> Any:
-        """``prompt``, ``chosen`` and ``rejected``: messages where the tokenizer has a chat template, else texts."""
-        import datasets
-
-        from ptft_hf.tasks import pairs
-
-        made: list[dict[str, Any]] = []
-        for row in table:
-            if pairs.is_tie(row):
-                continue
-            first, second = pairs.conversations_of(row)
-            if self.tokenizer.chat_template:
-                made.append({"prompt": first[:-1], "chosen": first[-1:], "rejected": second[-1:]})
-            else:
-                prompt, chosen = conversations.parts_of(first)
-                made.append({"prompt": prompt, "chosen": chosen, "rejected": conversations.parts_of(second)[1]})
-        return datasets.Dataset.from_list(made)
+        if not isinstance(recipe, PromptsRecipe):
+            return trl_rows.pairs_of(table, self.tokenizer), []
+        answers = PPOConfig(response_length=self.arguments.max_completion_length or 1)
+        longest = longest_prompt(recipe, answers, model, self.tokenizer, "algorithm.max_completion_length")
+        return trl_rows.prompts_of(recipe, table, self.tokenizer, longest)
 
     # ---- the trainer ----
 
@@ -204,7 +171,7 @@ class Run:
         trainer = type(f"Atomic{kind.__name__}", (AtomicCheckpoints, kind), {})
         options: dict[str, Any] = {
             "model": model,
-            "args": self._arguments(getattr(trl, self.given.algorithm.config)),
+            "args": self.arguments,
             "train_dataset": self.rows["train"],
             "eval_dataset": self.rows["validation"],
             "processing_class": self.tokenizer,
@@ -220,7 +187,10 @@ class Run:
         except (ValueError, TypeError, NotImplementedError) as error:
             raise RecipeError(f"{kind.__name__} refuses these settings: {error}") from error
 
-    def _arguments(self, kind: Any) -> Any:
+    def _arguments(self) -> Any:
+        with models.quiet():
+            import trl
+        kind = getattr(trl, self.given.algorithm.config)
         given = {**self.given.training, **self.given.options}
         checked, problems = settings.check_types(kind, given, "training")
         problems += [

@@ -227,8 +227,10 @@ def _noted(found: tuple[list[Prompt], list[str]], split: str, notes: list[str]) 
     return found[0]
 
 
-def longest_prompt(task: PromptsRecipe, config: PPOConfig, model: Any, tokenizer: Any) -> int:
-    """Tokens that a prompt may have, so that the answer still has positions.
+def longest_prompt(
+    task: PromptsRecipe, config: PPOConfig, model: Any, tokenizer: Any, option: str = "response_length"
+) -> int:
+    """Tokens that a prompt may have, so that the answer, whose length is set by ``option``, still has positions.
 
     Raises:
         RecipeError: There are not enough positions.
@@ -239,7 +241,7 @@ def longest_prompt(task: PromptsRecipe, config: PPOConfig, model: Any, tokenizer
     room = positions - config.response_length
     if room < 1 or (wanted is not None and wanted > room):
         raise RecipeError(
-            f"response_length: {config.response_length} leaves {max(room, 0)} of the model's {positions} "
+            f"{option}: {config.response_length} leaves {max(room, 0)} of the model's {positions} "
             f"positions for prompts{'' if wanted is None else f', and model.max_length is {wanted}'}; lower one"
         )
     return int(wanted) if wanted is not None else min(total, room)
