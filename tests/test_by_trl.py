@@ -241,6 +241,26 @@ def test_prompts_that_cannot_be_answered_are_told(
     assert not (tmp_path / "run").exists()
 
 
+def test_ties_that_are_left_out_and_margins_without_effect_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [{"tie": True}, {"margin": 2.0}, {"margin": 1.0}, {}]
+    rows = [{"tie": False, "margin": 0.0, **row, **some} for row, some in zip(pairs()["train"], more, strict=True)]
+    data = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name in ("train", "validation", "test")})
+    found = run("kto", checkpoint(tmp_path / "base"), tmp_path / "run", data=data)
+    told = [
+        f"{split}: {what}"
+        for split in ("train", "validation", "test")
+        for what in (
+            "1 of 4 pairs are ties, which kto cannot use, and are left out",
+            "2 of 4 pairs have a margin, which kto does not use",
+        )
+    ]
+    assert [note for note in found["notes"] if "kto" in note] == told
+    said = " ".join(capsys.readouterr().err.split())
+    assert all(note in said for note in told)
+
+
 def test_nobody_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

@@ -157,7 +157,7 @@ class Run:
         """A split's rows as TRL has them, and what is to be said of them."""
         recipe = self.given.task
         if not isinstance(recipe, PromptsRecipe):
-            return trl_rows.pairs_of(table, self.tokenizer), []
+            return trl_rows.pairs_of(table, self.tokenizer, self.name)
         answers = PPOConfig(response_length=self.arguments.max_completion_length or 1)
         longest = longest_prompt(recipe, answers, model, self.tokenizer, "algorithm.max_completion_length")
         return trl_rows.prompts_of(recipe, table, self.tokenizer, longest)

@@ -43,8 +43,9 @@ def prompts_of(recipe: PromptsRecipe, table: Any, tokenizer: Any, longest: int) 
     return datasets.Dataset.from_list([{"prompt": prompt} for prompt in given]), notes
 
 
-def pairs_of(table: Any, tokenizer: Any) -> Any:
-    """``prompt``, ``chosen`` and ``rejected``: messages where the tokenizer has a chat template, else texts."""
+def pairs_of(table: Any, tokenizer: Any, algorithm: str) -> tuple[Any, list[str]]:
+    """``prompt``, ``chosen`` and ``rejected``: messages where the tokenizer has a chat template, else texts; and what
+    is to be said of ties and margins, of which TRL's trainers know nothing."""
     import datasets
 
     made: list[dict[str, Any]] = []
@@ -57,4 +58,9 @@ def pairs_of(table: Any, tokenizer: Any) -> Any:
         else:
             prompt, chosen = conversations.parts_of(first)
             made.append({"prompt": prompt, "chosen": chosen, "rejected": conversations.parts_of(second)[1]})
-    return datasets.Dataset.from_list(made)
+    counts = {
+        f"are ties, which {algorithm} cannot use, and are left out": len(table) - len(made),
+        f"have a margin, which {algorithm} does not use": sum(pairs.margin_of(row) > 0 for row in table),
+    }
+    notes = [f"{count:,} of {len(table):,} pairs {what}" for what, count in counts.items() if count]
+    return datasets.Dataset.from_list(made), notes
