@@ -14,10 +14,12 @@ import torch
 
 from ptft_hf.errors import CheckpointError, RoundTripError
 from ptft_hf.forward import logits_of_heads
-from ptft_hf.models import adapter_kind, base_config, plain_model
+from ptft_hf.models import adapter_kind, base_config, located, plain_model
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
+LOADED = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja", ".py")
+"""Endings of the files of a model's folder that decide what it computes."""
 
 
 # ---- whole folders ----
@@ -26,6 +28,28 @@ STAGING = ".staging"
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def contents(references: Iterable[str | Path]) -> dict[str, str]:
+    """``sha256:...`` of weights, configuration and tokenizer in each reference that is a folder; what else there is,
+    such as a model on the Hub or a function, has no entry.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+    """
+    found = {}
+    for reference in map(str, references):
+        folder, digest = Path(located(reference, {})[0]), hashlib.sha256()
+        if not folder.is_dir():
+            continue
+        for path in sorted(folder.iterdir()):
+            if path.suffix in LOADED and path.is_file():
+                try:
+                    digest.update(f"{path.name} {sha256(path)}\n".encode())
+                except OSError as error:
+                    raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        found[reference] = f"sha256:{digest.hexdigest()}"
+    return found
 
 
 def write_manifest(folder: Path, names: Iterable[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from ptft_hf import records as run_records
 from ptft_hf.allocator import let_go
 from ptft_hf.errors import OutputError
 from ptft_hf.planning import Forecast
-from ptft_hf.rlhf import reporting, saving
+from ptft_hf.rlhf import reporting, rewards, saving
 from ptft_hf.rlhf.preparing import learning_rates
 
 
@@ -28,10 +28,22 @@ def identity(run: Any) -> dict[str, Any]:
         "training": plan.config.model_dump(mode="json", exclude=free),
         "reward": run.ready.reward.name,
         "judge": run.ready.judge.name if run.ready.judge else None,
+        "contents": _contents(run) or None,
         "seed": plan.seed,
         "processes": run.world,
         "data": run.ready.fingerprints,
     }
+
+
+def _contents(run: Any) -> dict[str, str]:
+    """What stands behind the names of policy, rewards and judge: files of folders, weights from the Hub."""
+    plan, ready = run.plan, run.ready
+    found = checkpoints.contents([plan.policy, *rewards.sources([*plan.reward, plan.judge])])
+    for reward in [*ready.reward.rewards, *(ready.judge.rewards if ready.judge else [])]:
+        source = reward.name.partition("#")[0]
+        if isinstance(reward, rewards.ClassifierReward) and reward.fingerprint and source not in found:
+            found[source] = reward.fingerprint
+    return found
 
 
 def describe(run: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -88,6 +88,15 @@ def parse(text: str) -> Spec:
     if not source or kind not in ("", "logit") or not math.isfinite(weight):
         raise RecipeError(f"--reward {text}: expected [WEIGHT*]SOURCE[#LABEL] or [WEIGHT*]SOURCE#LABEL:logit")
     return Spec(source.strip(), label or None, kind == "logit", weight)
+
+
+def sources(given: Iterable[Any]) -> list[str]:
+    """Folders, checkpoints and functions of the rewards that are given as texts; of others nothing.
+
+    Raises:
+        RecipeError: As :func:`parse`.
+    """
+    return [parse(str(one)).source for one in given if isinstance(one, str | Path)]
 
 
 class WeightedSum:
@@ -225,6 +234,9 @@ class ClassifierReward:
         max_length: Tokens; of longer texts the end is read, where the answer stands.
     """
 
+    fingerprint: str | None = None
+    """Of a checkpoint's weights."""
+
     def __init__(
         self,
         model: Any,
@@ -350,14 +362,14 @@ def load_classifier(spec: Spec, batch_size: int, prefix: str) -> ClassifierRewar
                 raise RecipeError(f"{prefix} {spec.source}: a reward model has no labels; leave #{spec.label} out")
             return PreferenceReward(trained, spec.source, batch_size)
         model, tokenizer = trained.model, trained.tokenizer
-        length = trained.run["model"]["max_length"]
+        length, digest = trained.run["model"]["max_length"], None
     else:
         loaded = models.load_model(spec.source, "AutoModelForSequenceClassification", config={})
         if loaded.new:
             raise ModelError(
                 f"{prefix} {spec.source}: no sequence classifier: {sorted(loaded.new)[:3]} are not in the checkpoint"
             )
-        model, tokenizer = loaded.model, models.load_tokenizer(spec.source)
+        model, tokenizer, digest = loaded.model, models.load_tokenizer(spec.source), loaded.fingerprint
         models.ensure_padding(model, tokenizer)
         length = models.longest_input(model, tokenizer, None, 0)
     plain = models.plain_model(model)
@@ -366,7 +378,9 @@ def load_classifier(spec: Spec, batch_size: int, prefix: str) -> ClassifierRewar
     labels = [str(plain.config.id2label[i]) for i in range(plain.config.num_labels)]
     column = _column(labels, spec, prefix)
     name = spec.source + (f"#{spec.label}" if spec.label else "") + (":logit" if spec.logit else "")
-    return ClassifierReward(model.eval(), tokenizer, column, spec.logit, length, name, batch_size)
+    reward = ClassifierReward(model.eval(), tokenizer, column, spec.logit, length, name, batch_size)
+    reward.fingerprint = digest
+    return reward
 
 
 def _column(labels: list[str], spec: Spec, prefix: str) -> int:

@@ -1,0 +1,95 @@
+"""A PPO run that was stopped goes on with what it began with, and with nothing else under the same name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import transformers
+from safetensors.torch import load_file, save_file
+
+from ptft_hf import checkpoints
+from ptft_hf.errors import OutputError
+from tests.ppo_runs import make_language_model, run_ppo, share_of_good
+from tests.test_ppo import reward_folder, sft_adapter
+from tests.tiny import SIZES, make_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+REVISION = "0" * 40
+
+
+def classifier(folder: Path) -> Path:
+    tokenizer = make_tokenizer("bert")
+    config = transformers.AutoConfig.for_model("bert", vocab_size=len(tokenizer), **SIZES["bert"])
+    model: Any = transformers.AutoModelForSequenceClassification
+    model.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def changed(folder: Path) -> None:
+    """Other weights in the same file."""
+    (path,) = folder.glob("*.safetensors")
+    save_file({name: -3 * value for name, value in load_file(path).items()}, path, {"format": "pt"})
+
+
+def stop(run: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, *given: Any, **options: Any) -> None:
+    """A run that has written its settings, and ends before its first update."""
+    with monkeypatch.context() as patch:
+        patch.setattr("ptft_hf.rlhf.ppo.Run.learn", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_ppo(*given, **options)
+
+
+def test_another_policy_reward_or_judge_of_the_same_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_language_model("llama", tmp_path / "base")
+    sft, reward = sft_adapter(base, tmp_path / "sft"), reward_folder(base, tmp_path / "reward")
+    judge, run = classifier(tmp_path / "judge"), tmp_path / "run"
+    options = {"judge": f"{judge}#LABEL_1", "total_episodes": 8}
+    stopped(monkeypatch, sft, run, f"0.5*{reward}", **options)
+    for folder in (sft, reward, judge):
+        kept = {path: path.read_bytes() for path in folder.glob("*.safetensors")}
+        changed(folder)
+        with pytest.raises(OutputError, match=rf"cannot be resumed .*contents\.{folder}: 'sha256:") as caught:
+            run_ppo(sft, run, f"0.5*{reward}", resume=True, **options)
+        assert len(caught.value.problems) == 1
+        for path, content in kept.items():
+            path.write_bytes(content)
+    (sft / "README.md").write_text("What this is.", "utf-8")
+    assert run_ppo(sft, run, f"0.5*{reward}", resume=True, **options)["training"]["updates"] == 1
+
+
+def test_a_run_of_which_it_is_not_known_what_it_began_with_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, settings = make_language_model("llama", tmp_path / "base"), tmp_path / "run" / "settings.json"
+    stopped(monkeypatch, base, tmp_path / "run", share_of_good)
+    written = checkpoints.read_json(settings)
+    del written["contents"]
+    settings.write_text(json.dumps(written), "utf-8")
+    with pytest.raises(OutputError, match="contents: None when the run began"):
+        run_ppo(base, tmp_path / "run", share_of_good, resume=True)
+
+
+def test_another_reward_on_the_hub_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--somebody--judge"
+    snapshot = classifier(repository / "snapshots" / REVISION)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(REVISION, "utf-8")
+    base = make_language_model("llama", tmp_path / "base")
+    stopped(monkeypatch, base, tmp_path / "run", "somebody/judge#LABEL_1")
+    changed(snapshot)
+    with pytest.raises(OutputError, match=r"contents\.somebody/judge: 'sha256:"):
+        run_ppo(base, tmp_path / "run", "somebody/judge#LABEL_1", resume=True)
