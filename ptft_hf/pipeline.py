@@ -1,8 +1,8 @@
 """From a checkpoint to a policy in stages, each a folder with its ``run.json``: :func:`run_pipeline`.
 
-A stage is known by its inputs: its recipes, the data's fingerprints, and the ``run.json`` of the stages that it
-builds on. One that has finished with the same inputs is passed over, one that was stopped goes on, one whose inputs
-have changed is run anew, and with it all that follow.
+A stage is known by its inputs: its recipes, the data's fingerprints, the files of models and rewards that are
+folders, and the ``run.json`` of the stages that it builds on. One that has finished with the same inputs is passed
+over, one that was stopped goes on, one whose inputs have changed is run anew, and with it all that follow.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ptft_hf.errors import DataError, OutputError
 from ptft_hf.recipes.pipeline import PipelineRecipe, load_pipeline
 from ptft_hf.recipes.pipeline_stages import FeedbackStage, Stage
 from ptft_hf.recipes.ppo import load_ppo
+from ptft_hf.rlhf import rewards
 from ptft_hf.rlhf.evaluating import evaluate_policy
 from ptft_hf.rlhf.ppo import train_ppo
 from ptft_hf.rlhf.reward import train_reward
@@ -118,6 +119,7 @@ class Stages:
         splits = tasks.load_splits(family, task.data, task, self.recipe.seed)
         inputs = {
             "model": model,
+            "contents": checkpoints.contents([model]),
             "seed": self.recipe.seed,
             "task": _said(task),
             "adapter": _said(adapter),
@@ -153,6 +155,7 @@ class Stages:
         splits = Prompts(task).load_splits(task.data, self.recipe.seed)
         inputs = {
             "model": self.recipe.model,
+            "contents": checkpoints.contents([self.recipe.model]),
             "seed": self.recipe.seed,
             "task": _said(task),
             "stage": stage.model_dump(mode="json", exclude={"judged"}),
@@ -197,6 +200,7 @@ class Stages:
             "settings": config.model_dump(mode="json"),
             "reward": stage.reward,
             "judge": stage.judge,
+            "contents": checkpoints.contents([self.recipe.model, *rewards.sources([*stage.reward, stage.judge])]),
             "data": {split: data.fingerprint(getattr(splits, split)) for split in ("train", "validation")},
             "before": self.before("sft", "reward"),
         }
@@ -220,10 +224,13 @@ class Stages:
         assert stage is not None
         sets = stage.set or [pair for pair in ppo.set if not pair.startswith("adapter.")]
         task, _, config = load_ppo(stage.task or ppo.task, "full/default", sets)
+        splits = Prompts(task).load_splits(task.data, self.recipe.seed)
         inputs = {
             "task": _said(task),
             "settings": config.model_dump(mode="json"),
             "judge": stage.judge,
+            "contents": checkpoints.contents(rewards.sources([stage.judge])),
+            "data": data.fingerprint(splits.test),
             "prompts": stage.prompts,
             "before": self.before("sft", "ppo"),
         }

@@ -68,6 +68,26 @@ def make_language_model(name: str, folder: Path, **overrides: Any) -> Path:
     return folder
 
 
+def make_classifier(folder: Path) -> Path:
+    """A random classifier with two labels, ``LABEL_0`` and ``LABEL_1``."""
+    import transformers
+
+    tokenizer = make_tokenizer("bert")
+    config = transformers.AutoConfig.for_model("bert", vocab_size=len(tokenizer), **SIZES["bert"])
+    model: Any = transformers.AutoModelForSequenceClassification
+    model.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def change_weights(folder: Path) -> None:
+    """Others in the same file."""
+    from safetensors.torch import load_file, save_file
+
+    (path,) = folder.glob("*.safetensors")
+    save_file({name: -3 * value for name, value in load_file(path).items()}, path, {"format": "pt"})
+
+
 def prompts(count: int = 16) -> datasets.DatasetDict:
     return datasets.DatasetDict(
         {

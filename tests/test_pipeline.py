@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from ptft_hf.recipes.pipeline import load_pipeline
 from ptft_hf.rlhf.reward import train_reward
 from ptft_hf.rlhf.sft import train_sft
 from tests.feedback import as_of_version_1
+from tests.ppo_runs import change_weights, make_classifier
 from tests.test_instruction import TALK, checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -98,6 +100,33 @@ def test_all_stages_run_once_and_what_has_changed_runs_again(
     run_pipeline(written(tmp_path, values), output)
     last = {name: (output / name / "run.json").stat().st_mtime_ns for name in found}
     assert {name for name in found if last[name] != after[name]} == {"reward", "ppo", "evaluation"}
+
+
+def test_what_lies_in_the_same_place_may_have_changed(tmp_path: Path) -> None:
+    values, output = files(tmp_path), tmp_path / "out"
+    del values["sft"], values["reward"]
+    values["ppo"]["reward"] = ["tests.test_pipeline:judge"]
+    values["evaluation"]["judge"] = "classifier#LABEL_1"
+    test = Path(shutil.copy(tmp_path / "prompts.jsonl", tmp_path / "test.jsonl"))
+    recipe = json.loads((tmp_path / "prompts.yaml").read_text("utf-8"))
+    recipe["data"]["data_files"]["test"] = "test.jsonl"
+    (tmp_path / "prompts.yaml").write_text(json.dumps(recipe), "utf-8")
+    make_classifier(tmp_path / "classifier")
+
+    def times() -> dict[str, int]:
+        found = run_pipeline(written(tmp_path, values), output)
+        return {name: (output / name / "run.json").stat().st_mtime_ns for name in found}
+
+    before = times()
+    for change, again in (
+        (lambda: test.write_text(test.read_text("utf-8").replace("sea", "sky"), "utf-8"), {"evaluation"}),
+        (lambda: change_weights(tmp_path / "classifier"), {"evaluation"}),
+        (lambda: change_weights(tmp_path / "base"), {"ppo", "evaluation"}),
+    ):
+        change()
+        after = times()
+        assert {name for name in after if after[name] != before[name]} == again
+        before = after
 
 
 def test_a_stage_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

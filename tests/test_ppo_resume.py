@@ -8,32 +8,14 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
-import transformers
-from safetensors.torch import load_file, save_file
 
 from ptft_hf import checkpoints
 from ptft_hf.errors import OutputError
-from tests.ppo_runs import make_language_model, run_ppo, share_of_good
+from tests.ppo_runs import change_weights, make_classifier, make_language_model, run_ppo, share_of_good
 from tests.test_ppo import reward_folder, sft_adapter
-from tests.tiny import SIZES, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 REVISION = "0" * 40
-
-
-def classifier(folder: Path) -> Path:
-    tokenizer = make_tokenizer("bert")
-    config = transformers.AutoConfig.for_model("bert", vocab_size=len(tokenizer), **SIZES["bert"])
-    model: Any = transformers.AutoModelForSequenceClassification
-    model.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def changed(folder: Path) -> None:
-    """Other weights in the same file."""
-    (path,) = folder.glob("*.safetensors")
-    save_file({name: -3 * value for name, value in load_file(path).items()}, path, {"format": "pt"})
 
 
 def stop(run: Any) -> None:
@@ -53,12 +35,12 @@ def test_another_policy_reward_or_judge_of_the_same_name_is_refused(
 ) -> None:
     base = make_language_model("llama", tmp_path / "base")
     sft, reward = sft_adapter(base, tmp_path / "sft"), reward_folder(base, tmp_path / "reward")
-    judge, run = classifier(tmp_path / "judge"), tmp_path / "run"
+    judge, run = make_classifier(tmp_path / "judge"), tmp_path / "run"
     options = {"judge": f"{judge}#LABEL_1", "total_episodes": 8}
     stopped(monkeypatch, sft, run, f"0.5*{reward}", **options)
     for folder in (sft, reward, judge):
         kept = {path: path.read_bytes() for path in folder.glob("*.safetensors")}
-        changed(folder)
+        change_weights(folder)
         with pytest.raises(OutputError, match=rf"cannot be resumed .*contents\.{folder}: 'sha256:") as caught:
             run_ppo(sft, run, f"0.5*{reward}", resume=True, **options)
         assert len(caught.value.problems) == 1
@@ -85,11 +67,11 @@ def test_another_reward_on_the_hub_is_refused(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--somebody--judge"
-    snapshot = classifier(repository / "snapshots" / REVISION)
+    snapshot = make_classifier(repository / "snapshots" / REVISION)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(REVISION, "utf-8")
     base = make_language_model("llama", tmp_path / "base")
     stopped(monkeypatch, base, tmp_path / "run", "somebody/judge#LABEL_1")
-    changed(snapshot)
+    change_weights(snapshot)
     with pytest.raises(OutputError, match=r"contents\.somebody/judge: 'sha256:"):
         run_ppo(base, tmp_path / "run", "somebody/judge#LABEL_1", resume=True)
