@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ HEALTHY = {
     "objective/kl": 1.0,
     "objective/scores": 0.5,
     "objective/judge": 0.5,
+    "objective/scores_std": 0.5,
+    "objective/judge_std": 0.5,
     "policy/entropy_avg": 3.0,
     "policy/clipfrac_avg": 0.05,
     "policy/approxkl_avg": 0.004,
@@ -65,7 +68,8 @@ def test_every_finding_has_a_check_and_says_figures_and_a_cure() -> None:
     assert str(finding).startswith(
         "negative kl: the KL against the reference is -2.50 nats an answer over the last 3"
     )
-    assert "kl_estimator=k3" in finding.cure
+    assert "top-k" in finding.cure and "lower learning_rate" in finding.cure
+    assert "k3" not in finding.cure  # which is never negative: it would end the finding, and not its cause
 
 
 @pytest.mark.parametrize(
@@ -78,10 +82,12 @@ def test_every_finding_has_a_check_and_says_figures_and_a_cure() -> None:
         ("answers_grow", {"ended": lambda i: max(0.0, 0.9 - 0.1 * i)}, {}),
         ("answers_collapse", {"answer_length": lambda i: max(1.0, 12.0 - i)}, {}),
         ("critic_useless", {"explained_variance": lambda i: -0.3}, {}),
+        ("critic_useless", {"explained_variance": lambda i: -5.0, "scores_share": lambda i: 0.45}, {}),
         ("clip_fraction_zero", {"clipfrac_avg": lambda i: 0.0, "approxkl_avg": lambda i: 1e-9}, {}),
         ("clip_fraction_high", {"clipfrac_avg": lambda i: 0.1 + 0.05 * i}, {}),
         ("entropy_collapse", {"entropy_avg": lambda i: 3.0 * 0.7**i}, {}),
-        ("reward_hacking", {"judge": lambda i: 0.5 - 0.01 * i}, {}),
+        ("reward_hacking", {"count": 20, "judge": lambda i: 0.5 - 0.01 * i}, {}),
+        ("reward_hacking", {"count": 20, "judge": lambda i: 0.5 + 0.01 * (i % 2)}, {}),
         ("not_a_number", {"loss/policy_avg": lambda i: None if i == 15 else 0.1}, {}),
     ],
 )
@@ -109,8 +115,27 @@ def test_what_looks_alike_and_is_none() -> None:
     assert names(series(explained_variance=lambda i: -5.0 if i < 8 else 0.3)) == []  # it has learnt since
     noise = {"explained_variance": lambda i: -0.3, "scores_share": lambda i: 0.2}
     assert names(series(**noise)) == []  # of the KL's estimate: nothing to explain either
-    both = {"scores": lambda i: 0.5 + 0.02 * i, "judge": lambda i: 0.5 + 0.001 * i}
-    assert names(series(**both)) == []  # the judge rises, too, if slowly
+    both = {"scores": lambda i: 0.5 + 0.02 * i, "judge": lambda i: 0.5 + 0.003 * i}
+    assert names(series(20, **both)) == []  # the judge rises, too, if slowly
+    narrow = {"judge": lambda i: 0.5 + 0.001 * i, "judge_std": lambda i: 0.1}
+    assert names(series(20, **narrow)) == []  # by little; but its scores differ by little
+
+
+@pytest.mark.parametrize(
+    ("updates", "judge_rise", "least", "most"),
+    [(40, 0.16, 0, 5), (40, 0.4, 0, 1), (40, -0.32, 90, 100), (280, 0.0, 90, 100)],
+)
+def test_reward_hacking_of_noisy_judges(updates: int, judge_rise: float, least: int, most: int) -> None:
+    """100 runs in which the reward rises by 0.8, asked again and again as ``stop_on`` does: a judge that rises by a
+    fifth of that is hardly ever accused, one that falls is, and a flat one where there are enough updates to tell."""
+    draw, accused = random.Random(0), 0
+    for _ in range(100):
+        scores, judged = (
+            [0.5 + rise * i / updates + draw.gauss(0, 0.08) for i in range(updates)] for rise in (0.8, judge_rise)
+        )
+        lines = series(updates, scores=scores.__getitem__, judge=judged.__getitem__)
+        accused += any(doctor.reward_hacking(lines[: i + 1], PPOConfig()) for i in range(0, updates, updates // 40))
+    assert least <= accused <= most
 
 
 # ---- runs that go wrong on purpose, and healthy ones ----

@@ -93,8 +93,8 @@ def negative_kl(history: History, config: PPOConfig) -> Finding | None:
         "negative_kl",
         f"the KL against the reference is {kl:.2f} nats an answer over the last {WINDOW} updates, and it cannot be "
         "below 0",
-        "The penalty is being exploited, or answers are not sampled from the policy's own distribution: look for a "
-        "sampler with another temperature, or use kl_estimator=k3",
+        "Answers do not come from the distribution that is scored: look for a temperature, a top-k or a dropout that "
+        "one of them has alone, and lower learning_rate, for the penalty now pays for what it should cost",
     )
 
 
@@ -142,11 +142,12 @@ def answers_collapse(history: History, config: PPOConfig) -> Finding | None:
 
 
 def critic_useless(history: History, config: PPOConfig) -> Finding | None:
-    """After a warm-up a critic explains some of the returns; at 0 a constant would do as well. Not where most of what
-    the returns differ by is the noise of the KL penalty's estimate: nothing is to be explained there."""
+    """After a warm-up a critic explains some of the returns; at 0 a constant would do as well. Where most of what the
+    returns differ by is the noise of the KL penalty's estimate, nothing is to be explained; but below -1 the critic
+    adds more than all of that noise."""
     variance = last(history, "val/explained_variance", WARM_UP // 2)
-    noise = last(history, "val/scores_share", WARM_UP // 2) < 0.5
-    if len(history) < WARM_UP or noise or not variance < 0.05:
+    least = -1.0 if last(history, "val/scores_share", WARM_UP // 2) < 0.5 else 0.05
+    if len(history) < WARM_UP or not variance < least:
         return None
     return Finding(
         "critic_useless",
@@ -198,19 +199,23 @@ def entropy_collapse(history: History, config: PPOConfig) -> Finding | None:
 
 
 def reward_hacking(history: History, config: PPOConfig) -> Finding | None:
-    """The reward's last quarter is better than its first by more than twice the standard error, the held-out judge's
-    is not better at all."""
+    """From the first quarter to the last the reward has risen, and the held-out judge by less than a tenth of that,
+    each in standard deviations of an update's scores: by three standard errors, because it is asked again and again,
+    and of means of five updates or more, which tell how large an error is."""
     size = len(history) // 4
-    if size < WINDOW or "objective/judge" not in history[-1]:
+    if size < 5 or "objective/judge" not in history[-1]:
         return None
     rise, error = _difference(history, "objective/scores", size)
     judged, judge_error = _difference(history, "objective/judge", size)
-    if not (rise > 2 * error and judged <= 0 and math.isfinite(judge_error)):
+    spread, judge_spread = (_mean(history, f"objective/{name}_std") for name in ("scores", "judge"))
+    tenth = 0.1 * rise / spread * judge_spread if spread else math.nan
+    if not (rise > 3 * error and judged + 3 * judge_error < tenth):
         return None
     return Finding(
         "reward_hacking",
-        f"the reward has risen by {rise:.3g} (standard error {error:.2g}), the held-out judge's by {judged:.3g} "
-        f"(standard error {judge_error:.2g})",
+        f"the reward has risen by {rise:.3g} (standard error {error:.2g}), which is {rise / spread:.2g} standard "
+        f"deviations of an update's scores; the held-out judge's by {judged:.3g} (standard error {judge_error:.2g}), "
+        f"where a tenth as much were {tenth:.2g}",
         "The policy has found what the reward is wrong about: raise kl_coef, stop earlier, or mend the reward",
     )
 

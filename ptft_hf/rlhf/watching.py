@@ -38,6 +38,7 @@ def figures(
         "update": run.update,
         "episode": run.episode,
         "objective/scores": score,
+        "objective/scores_std": experience.scores.std(correction=0).item(),
         "objective/kl": kl,
         "objective/kl_coef": coefficient,
         "objective/non_score_reward": -coefficient * kl,
@@ -50,6 +51,7 @@ def figures(
     }
     if judged is not None:
         line["objective/judge"] = sum(judged) / len(judged)
+        line["objective/judge_std"] = torch.tensor(judged).std(correction=0).item()
     if len(parts) > 1:
         line |= {f"reward/{name}": sum(scores) / len(scores) for name, scores in parts.items()}
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
