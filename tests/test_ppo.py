@@ -19,7 +19,7 @@ from ptft_hf.errors import PtftError
 from ptft_hf.recipes import load_adapter
 from ptft_hf.rlhf import ppo, roles, rollouts, saving
 from ptft_hf.rlhf.evaluating import evaluate_policy
-from ptft_hf.rlhf.preparing import make_plan, prepare
+from ptft_hf.rlhf.preparing import make_plan, make_schedule, prepare
 from tests.ppo_runs import (
     LEARN,
     QUICK,
@@ -527,6 +527,10 @@ def broken(prompts: list[str], answers: list[str]) -> list[float]:
         ({"reward": broken}, "reward broken: nan is no finite number"),
         ({"reward": lambda p, a: [1.0]}, "1 scores for 8 answers"),
         ({"lr_scheduler_type": "liner"}, "lr_scheduler_type: 'liner'"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "'reduce_lr_on_plateau' waits for a metric at each step"),
+        ({"lr_scheduler_type": "greedy"}, "'greedy' waits for a metric at each step"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_kwargs: None: .*'num_decay_steps'"),
+        ({"lr_scheduler_kwargs": {"min_lr": 1}}, "lr_scheduler_kwargs: {'min_lr': 1}: .*argument 'min_lr'"),
         ({"task": "sequence_classification/sst2"}, "PPO needs prompts, a recipe of the family prompts"),
         ({"data": None}, "names no data"),
     ],
@@ -537,6 +541,28 @@ def test_bad_inputs_are_refused(given: dict[str, Any], message: str, llama: Path
         run_ppo(llama, tmp_path / "run", **{"adapter": LORA, **given})
     if "reward" not in given:
         assert not (tmp_path / "run").exists()
+
+
+def test_every_schedule_of_transformers_steps_or_is_refused_before_anything_is_loaded() -> None:
+    options = {
+        "cosine_with_min_lr": {"min_lr": 1e-5},
+        "cosine_warmup_with_min_lr": {"min_lr": 1e-5},
+        "warmup_stable_decay": {"num_decay_steps": 4},
+    }
+    for kind in transformers.SchedulerType:
+        given = {"lr_scheduler_type": kind.value, "lr_scheduler_kwargs": options.get(kind.value, {})}
+        try:
+            plan = make_plan("no/checkpoint", length, recipe(), LORA, None, 1, given)
+        except PtftError as error:
+            assert "waits for a metric" in str(error) and kind.value in ("reduce_lr_on_plateau", "greedy")
+            continue
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-3)
+        schedule = make_schedule(plan.config, optimizer, 10)
+        for _ in range(10):
+            optimizer.step()
+            schedule.step()
+        if kind.value == "cosine_with_min_lr":
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
 
 
 def test_an_encoder_or_a_checkpoint_without_a_head_is_refused(checkpoint: Any, tmp_path: Path) -> None:

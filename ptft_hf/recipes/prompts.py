@@ -22,6 +22,9 @@ FINDINGS = (
 )  # fmt: skip
 """What the doctor can find (:mod:`ptft_hf.rlhf.doctor`)."""
 
+METRIC_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+"""Of transformers' schedules of the learning rate those that cannot step by a count alone."""
+
 
 class PPOConfig(_Strict):
     """How PPO trains.
@@ -91,6 +94,8 @@ class PPOConfig(_Strict):
     """Of the critic, where it has weights of its own; None is ``learning_rate``."""
     lr_scheduler_type: str = "linear"
     """As in ``TrainingArguments``; it steps once an update."""
+    lr_scheduler_kwargs: dict[str, Any] | None = None
+    """As in ``TrainingArguments``: what that schedule asks for besides."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Updates."""
     weight_decay: NotNegative = 0.0
@@ -127,6 +132,12 @@ class PPOConfig(_Strict):
             if name not in (*FINDINGS, "all"):
                 near = did_you_mean(str(name), FINDINGS) or list_of((*FINDINGS, "all"))
                 yield ("stop_on", index), f"the doctor has no finding {shown(name)}{near}"
+        if values.get("lr_scheduler_type") in METRIC_SCHEDULES:
+            yield (
+                ("lr_scheduler_type",),
+                f"{values['lr_scheduler_type']!r} waits for a metric at each step, and PPO has none; use linear, "
+                "cosine or constant",
+            )
         for name in ("target", "horizon"):
             if (
                 not values.get("adap_kl_ctrl")

@@ -28,6 +28,7 @@ from ptft_hf.rlhf.preparing import (
     batch_sizes,
     learning_rates,
     make_plan,
+    make_schedule,
     number_of_updates,
     prepare,
     uses_bf16,
@@ -121,7 +122,6 @@ class Run(Processes):
 
     def __init__(self, plan: Plan, ready: Ready, folder: Path, fsdp: Any = None) -> None:
         import accelerate
-        import transformers
 
         self.plan, self.ready, self.folder, self.config = plan, ready, folder, plan.config
         self.roles = ready.roles
@@ -146,11 +146,7 @@ class Run(Processes):
                     plain = models.plain_model(role.model)
                     plain.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = self._optimizer()
-        kind, warmup = self.config.lr_scheduler_type, self.config.warmup_steps
-        try:
-            self.scheduler = transformers.get_scheduler(kind, self.optimizer, warmup, self.updates)
-        except ValueError as error:
-            raise RecipeError(f"lr_scheduler_type: {kind!r}: {error}") from error
+        self.scheduler = make_schedule(self.config, self.optimizer, self.updates)
         self.controller: ppo_math.AdaptiveKLController | ppo_math.FixedKLController
         if self.config.adap_kl_ctrl:
             given = (self.config.kl_coef, self.config.target, self.config.horizon)

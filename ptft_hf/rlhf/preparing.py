@@ -96,6 +96,7 @@ def make_plan(
     elif not isinstance(adapter, str | Path | AdapterRecipe):
         start, adapter = adapter, adapters.recipe_of_config(adapter)
     the_task, the_adapter, config = load_ppo(task, adapter, pairs)
+    make_schedule(config, torch.optim.SGD([torch.zeros(1)], lr=1.0), 1)  # it is refused before anything is loaded
     return Plan(reference, base, start, the_task, the_adapter, config, given_rewards, judge, seed)
 
 
@@ -269,6 +270,21 @@ def learning_rates(plan: Plan) -> tuple[float, float]:
     """Of policy and critic."""
     rate = plan.config.learning_rate or (1e-4 if isinstance(plan.adapter, PeftRecipe) else 3e-6)
     return rate, plan.config.critic_learning_rate or rate
+
+
+def make_schedule(config: PPOConfig, optimizer: torch.optim.Optimizer, updates: int) -> Any:
+    """The schedule of the learning rate, by transformers.
+
+    Raises:
+        RecipeError: There is none of this name, or it asks for other options.
+    """
+    import transformers
+
+    kind, options = config.lr_scheduler_type, config.lr_scheduler_kwargs
+    try:
+        return transformers.get_scheduler(kind, optimizer, config.warmup_steps, updates, options)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"lr_scheduler_type: {kind!r}, lr_scheduler_kwargs: {options}: {error}") from error
 
 
 def batch_sizes(config: PPOConfig, processes: int) -> tuple[int, int]:
