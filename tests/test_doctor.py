@@ -158,10 +158,6 @@ def few_words(prompts: list[str], answers: list[str]) -> list[float]:
     return [-score for score in words(prompts, answers)]
 
 
-def no_good(prompts: list[str], answers: list[str]) -> list[float]:
-    return [-score for score in share_of_good(prompts, answers)]
-
-
 def huge(prompts: list[str], answers: list[str]) -> list[float]:
     return [1e30 * len(answer) for answer in answers]
 
@@ -203,22 +199,34 @@ def test_stop_on_ends_the_run_with_a_checkpoint(llama: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "reward", "settings"),
+    ("names", "reward", "settings"),
     [
-        ("kl_runaway", share_of_good, {"learning_rate": 3e-2, "kl_coef": 1e-6, "num_ppo_epochs": 4}),
-        ("clip_fraction_high", share_of_good, {"learning_rate": 5e-2, "num_ppo_epochs": 6}),
-        ("clip_fraction_zero", share_of_good, {"learning_rate": 1e-9}),
-        ("critic_useless", by_prompt, {"critic_learning_rate": 1e-9}),
-        ("answers_grow", words, {**FAR, "ends": 3.0}),
-        ("answers_collapse", few_words, {**FAR, "ends": 2.0}),
-        ("reward_hacking", share_of_good, {**FAR, "response_length": 6, "judge": no_good, "total_episodes": 32 * 40}),
+        (
+            {"kl_runaway", "clip_fraction_high", "critic_useless"},
+            share_of_good,
+            {"learning_rate": 3e-2, "kl_coef": 1e-6, "num_ppo_epochs": 4},
+        ),
+        (
+            {"clip_fraction_high", "kl_runaway", "answers_collapse"},
+            share_of_good,
+            {"learning_rate": 5e-2, "num_ppo_epochs": 6},
+        ),
+        ({"clip_fraction_zero", "critic_useless"}, share_of_good, {"learning_rate": 1e-9}),
+        ({"critic_useless"}, by_prompt, {"critic_learning_rate": 1e-9}),
+        (
+            {"answers_grow", "reward_hacking", "kl_runaway", "critic_useless"},
+            words,
+            {**FAR, "ends": 3.0, "judge": few_words},
+        ),
+        ({"answers_collapse", "kl_runaway", "critic_useless"}, few_words, {**FAR, "ends": 2.0}),
     ],
-)  # fmt: skip
-def test_a_bad_setting_is_named(name: str, reward: Any, settings: Any, llama: Path, tmp_path: Path) -> None:
-    """All but a negative KL, which would be a fault of ours, and what ``test_ppo`` and the next test have."""
+)
+def test_a_bad_setting_is_named(names: set[str], reward: Any, settings: Any, llama: Path, tmp_path: Path) -> None:
+    """With what it brings along, and nothing else. All but a negative KL, which no setting makes (answers are drawn
+    from what is scored), and what ``test_ppo`` and the next test have."""
     given = {**BATCHES, **settings}
     base = ending(llama, tmp_path / "base", given.pop("ends", 1.0))
-    assert name in found(base, tmp_path / "run", reward, **given)
+    assert found(base, tmp_path / "run", reward, **given) == names
 
 
 @pytest.mark.slow
