@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ptft_hf.errors import PtftError, RecipeError
+from ptft_hf.errors import ModelError, PtftError, RecipeError
 from ptft_hf.rlhf import rewards, rollouts
 from tests.finished import Finished, full, lora
 from tests.ppo_runs import length, share_of_good
@@ -56,6 +56,19 @@ def test_functions_by_name_and_by_hand_and_their_weighted_sum() -> None:
     assert list(build(length, length).parts(batch())) == ["length (1)", "length (2)"]
 
 
+def nothing(prompts: list[str], answers: list[str]) -> Any:
+    return None
+
+
+def test_what_is_no_list_of_scores_is_named() -> None:
+    wrong: tuple[Any, ...] = (lambda p, a: 0.5, lambda p, a: torch.tensor(0.5), lambda p, a: "01")
+    for function in (nothing, *wrong):
+        with pytest.raises(ModelError, match=r"gave (None|0\.5|'01'), not a list with one score for each answer"):
+            build(function)(batch())
+    with pytest.raises(ModelError, match=r"reward <lambda>: \[1.0, 2.0\] is no finite number"):
+        build(lambda p, a: torch.tensor([[1.0, 2.0]] * 2))(batch())
+
+
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_the_folder_of_a_run_that_trained_a_classifier(kind: str, request: pytest.FixtureRequest) -> None:
     run: Finished = request.getfixturevalue(kind)
@@ -92,3 +105,11 @@ def test_a_module_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: py
     )
     monkeypatch.chdir(tmp_path)
     assert build("my_own_reward:one")(batch()) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("text", ["def one(:", "raise ValueError('not today')"])
+def test_a_module_that_is_broken_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_broken_reward.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"--reward a_broken_reward:one: cannot be imported: (Syntax|Value)Error: "):
+        build("a_broken_reward:one")

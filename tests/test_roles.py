@@ -9,8 +9,10 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from ptft_hf import models
+from ptft_hf.errors import CheckpointError, ModelError
 from ptft_hf.recipes import PeftRecipe, load_adapter
 from ptft_hf.rlhf import roles, rollouts
 from tests.ppo_runs import make_language_model
@@ -148,3 +150,20 @@ def test_a_reward_adapter_is_known_by_base_method_and_head(llama: Path, tmp_path
     assert not roles.is_reward_adapter(folder, str(llama), "IA3")
     assert not roles.is_reward_adapter(folder, str(tmp_path), "LORA")
     assert not roles.is_reward_adapter(sft_adapter(llama, tmp_path / "sft"), str(llama), "LORA")
+
+
+def test_a_reward_adapter_in_the_older_format_or_broken(llama: Path, tmp_path: Path) -> None:
+    folder = reward_folder(llama, tmp_path / "reward")
+    weights = folder / "adapter_model.safetensors"
+    torch.save(load_file(weights), folder / "adapter_model.bin")
+    weights.unlink()
+    assert roles.is_reward_adapter(folder, str(llama), "LORA")
+    (folder / "adapter_model.bin").write_bytes(b"cut off")
+    with pytest.raises(ModelError, match="reward"):
+        roles.is_reward_adapter(folder, str(llama), "LORA")
+    (folder / "adapter_model.bin").unlink()
+    with pytest.raises(ModelError, match="reward"):
+        roles.is_reward_adapter(folder, str(llama), "LORA")
+    (folder / "adapter_config.json").write_text('{"peft_type": ')
+    with pytest.raises(CheckpointError, match=r"adapter_config.json: not readable as JSON"):
+        roles.is_reward_adapter(folder, str(llama), "LORA")

@@ -132,7 +132,10 @@ def checked(reward: Reward, batch: Answered) -> list[float]:
     Raises:
         ModelError: It gave something else.
     """
-    scores = list(reward(batch))
+    given: Any = reward(batch)
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ModelError(f"reward {reward.name}: gave {given!r}, not a list with one score for each answer")
+    scores = [score.tolist() if hasattr(score, "tolist") else score for score in given]
     if len(scores) != len(batch.answers):
         raise ModelError(f"reward {reward.name}: {len(scores)} scores for {len(batch.answers)} answers")
     for score, answer in zip(scores, batch.answers, strict=True):
@@ -153,10 +156,9 @@ class FunctionReward:
         self.function = function
         self.name = str(name or getattr(function, "__name__", type(function).__name__))
 
-    def __call__(self, batch: Answered) -> list[float]:
+    def __call__(self, batch: Answered) -> Any:
         scores = self.function(list(batch.prompts), list(batch.answers))
-        values = scores.tolist() if hasattr(scores, "tolist") else scores
-        return [getattr(value, "item", lambda v=value: v)() for value in values]
+        return scores.tolist() if hasattr(scores, "tolist") else scores
 
 
 class Form(NamedTuple):
@@ -337,8 +339,8 @@ def import_function(reference: str, prefix: str) -> Function:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"{prefix} {reference}: cannot be imported: {error}") from error
+    except Exception as error:  # it is the user's own code that runs
+        raise RecipeError(f"{prefix} {reference}: cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         if added:
             sys.path.remove(here)

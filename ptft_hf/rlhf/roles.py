@@ -293,22 +293,30 @@ def in_full(model: Any, *, value_model: str = "adapter") -> Roles:
 
 
 def is_reward_adapter(folder: Path, base: str, peft_type: str | None) -> bool:
-    """Whether a folder holds a reward model (one score) that is an adapter of this method on this base."""
-    import json
+    """Whether a folder holds a reward model (one score) that is an adapter of this method on this base.
 
+    Raises:
+        CheckpointError: The adapter's configuration is not readable.
+        ModelError: Its weights are not.
+    """
     path = folder / "adapter_config.json"
     if not path.is_file() or peft_type is None:
         return False
-    config = json.loads(path.read_text("utf-8"))
+    config = checkpoints.read_json(path)
     if config.get("peft_type") != peft_type or config.get("task_type") != "SEQ_CLS":
         return False
     if not _same_place(str(config.get("base_model_name_or_path")), base):
         return False
-    from safetensors import safe_open
+    heads = [value for key, value in _weights(folder).items() if key.endswith(f".{HEAD}.weight")]
+    return len(heads) == 1 and len(heads[0]) == 1
 
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        heads = [key for key in file.keys() if key.endswith(f".{HEAD}.weight")]  # noqa: SIM118
-        return len(heads) == 1 and file.get_slice(heads[0]).get_shape()[0] == 1
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    from peft.utils import load_peft_weights
+
+    with models.reading(str(folder)):
+        weights: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
+    return weights
 
 
 def _same_place(one: str, other: str) -> bool:
@@ -322,10 +330,7 @@ def read_reward_adapter(folder: Path, model: Any) -> tuple[dict[str, Tensor], nn
     Raises:
         ModelError: The folder cannot be read.
     """
-    from peft.utils import load_peft_weights
-
-    with models.reading(str(folder)):
-        weights = load_peft_weights(str(folder), device="cpu")
+    weights = _weights(folder)
     inside = {name: name.rpartition(f".{HEAD}.")[2] for name in weights if f".{HEAD}." in name}
     own = {short: weights.pop(name) for name, short in inside.items()}
     if centre := _centre_of(folder):
