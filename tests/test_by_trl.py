@@ -261,6 +261,14 @@ def test_ties_that_are_left_out_and_margins_without_effect_are_told(
     assert all(note in said for note in told)
 
 
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = checkpoint(tmp_path / "base")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="algorithm: dpo runs in one process; start it without torchrun"):
+        run("dpo", base, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_nobody_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

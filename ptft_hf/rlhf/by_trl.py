@@ -6,6 +6,7 @@ import copy
 import importlib.metadata
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,8 @@ def train_by_trl(
     Raises:
         PtftError: A subclass says what is wrong; before training starts, nothing has been written.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError(f"algorithm: {algorithm} runs in one process; start it without torchrun")
     pairs = [f"{k}={json.dumps(v)}" for k, v in settings.items()] if isinstance(settings, Mapping) else list(settings)
     earlier = Path(adapter) if recipes.saved_adapter_kind(adapter) == "peft" else None
     recipe = recipes.adapter_from_dict(checkpoints.read_json(earlier / "run.json")["adapter"]) if earlier else adapter
