@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -26,9 +29,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 SETTINGS = {"response_length": 6, "temperature": 1.0, "bf16": False}
 
 
-def compared(policy: Path, against: Path, **given: object) -> dict[str, object]:
-    arguments = {"task": recipe(), "judge": share_of_good, "data": prompts(), "settings": SETTINGS, **given}
-    return evaluate_policy(policy=policy, against=against, **arguments)  # type: ignore[arg-type]
+def compared(policy: Path, against: Path, **given: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"task": recipe(), "judge": share_of_good, "data": prompts(), "settings": SETTINGS}
+    return evaluate_policy(policy=policy, against=against, **{**arguments, **given})
 
 
 def test_a_policy_against_itself_is_a_tie(tmp_path: Path) -> None:
@@ -100,6 +103,80 @@ def test_the_kl_is_that_of_both_policies_own_log_probabilities(tmp_path: Path) -
         total += float((a.gather(1, chosen) - b.gather(1, chosen)).sum())
     assert found["metrics"]["kl"] == pytest.approx(total / 4, abs=1e-4) and abs(total) > 0.1
     assert sources[:4] == [row["prompt"] for row in prompts()["test"]]
+
+
+class Judge:
+    """Keeps what it is shown."""
+
+    name = "judge"
+
+    def __init__(self) -> None:
+        self.shown: list[list[str]] = []
+
+    def __call__(self, batch: Answered) -> list[float]:
+        self.shown.append(batch.prompts)
+        return [float(len(answer)) for answer in batch.answers]
+
+
+def texts(*given: str) -> datasets.DatasetDict:
+    rows = datasets.Dataset.from_list([{"prompt": text} for text in given])
+    return datasets.DatasetDict({name: rows for name in ("train", "validation", "test")})
+
+
+def test_prompts_that_one_side_cannot_take_are_asked_of_neither(tmp_path: Path) -> None:
+    one = make_language_model("llama", tmp_path / "one")
+    short = make_language_model("llama", tmp_path / "short", max_position_embeddings=14)
+    given = {"task": recipe(leakage="warn"), "data": texts(*("the film " * count for count in (1, 6, 2, 30, 3)))}
+    judge = Judge()
+    run = compared(one, short, judge=judge, prompts=3, **given)
+    assert run["prompts"] == 2 and judge.shown == [["the film ", "the film the film "]] * 2
+    left_out = f"1 of 3 prompts are longer than 8 tokens for {short} and are left out"
+    assert left_out in run["notes"]
+    # Both have the same weights, and so the same answers: each to the same prompt, with the same random numbers.
+    assert run["metrics"]["win_rate"] == 0.5 and run["metrics"]["kl"] == pytest.approx(0, abs=1e-5)
+    assert all(sample["policy"] == sample["against"] for sample in run["samples"])
+    whole = compared(one, one, judge=judge, prompts=3, **given)["samples"]
+    assert [sample["policy"] for sample in run["samples"]] == [whole[0]["policy"], whole[2]["policy"]]
+    with pytest.raises(DataError, match=f"{short}: each of the 1 prompts is longer than 8 tokens for it"):
+        compared(one, short, **{**given, "data": texts("the film " * 6, "a")}, prompts=1)
+
+
+def reorder(folder: Path) -> None:
+    """The same model with its words, and their embeddings, in another order."""
+    from transformers import AutoModelForCausalLM
+
+    content = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    vocabulary: dict[str, int] = content["model"]["vocab"]
+    words = sorted(vocabulary, key=vocabulary.__getitem__)
+    order = [*range(5), *reversed(range(5, len(words)))]
+    content["model"]["vocab"] = {words[old]: new for new, old in enumerate(order)}
+    (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            module.weight.copy_(module.weight[order].clone())
+    model.save_pretrained(folder)
+
+
+def test_each_side_reads_the_prompts_with_its_own_tokenizer(tmp_path: Path) -> None:
+    one, other = (make_language_model("llama", tmp_path / name) for name in ("one", "other"))
+    reorder(other)
+    judge = Judge()
+    run = compared(one, other, judge=judge, settings={**SETTINGS, "temperature": 0.001})
+    assert judge.shown == [[row["prompt"] for row in prompts()["test"]]] * 2
+    assert all(sample["policy"] == sample["against"] for sample in run["samples"])
+    found = run["metrics"]
+    assert found["win_rate"] == 0.5 and found["kl"] is None and "KL" not in evaluating.summary(run)
+    assert f"no KL: {other} reads prompts or answers as other tokens than the policy" in run["notes"]
+
+
+def test_prompts_that_are_cut_at_other_places_are_refused(tmp_path: Path) -> None:
+    one, other = (make_language_model("llama", tmp_path / name) for name in ("one", "other"))
+    path = other / "tokenizer.json"
+    path.write_text(path.read_text("utf-8").replace('"film"', '"zebra"'), "utf-8")
+    assert compared(one, one, task=recipe(prompt_tokens=3))["metrics"]["win_rate"] == 0.5
+    with pytest.raises(RecipeError, match=rf"cuts prompts elsewhere for {other}.*\('the film', 'the f'\)"):
+        compared(one, other, task=recipe(prompt_tokens=3))
 
 
 @pytest.mark.parametrize("judge", [length, characters])

@@ -15,7 +15,7 @@ import torch
 
 from ptft_hf import checkpoints, metrics, models, records, report, training
 from ptft_hf.comparing.statistics import mean_interval
-from ptft_hf.errors import DataError
+from ptft_hf.errors import DataError, RecipeError
 from ptft_hf.recipes.ppo import load_ppo
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
 from ptft_hf.rlhf import rewards, rollouts
@@ -56,13 +56,14 @@ def evaluate_policy(
 
     Args:
         policy: The folder of a PPO run or of any other PEFT adapter on a causal LM, or a checkpoint.
-        against: What it is compared with: the supervised model that it started from.
+        against: What it is compared with: the supervised model that it started from. Each side reads the prompts
+            with its own tokenizer, and those that are too long for either are left out.
         task: Catalogue name or YAML file of a recipe of the family ``prompts``, or the recipe; its ``test`` split is
             answered.
         judge: A reward (:mod:`ptft_hf.rlhf.rewards`) that the policy was not trained for.
         output_dir: A folder for ``run.json``; None writes nothing.
-        prompts: How many are answered at most, the first ones; None all. With 200 a win rate of 1/2 has an interval
-            of 7 points to either side.
+        prompts: How many are answered at most, the first that the policy can take; None all. With 200 a win rate of
+            1/2 has an interval of 7 points to either side.
         data: Used instead of the recipe's ``data``.
         seed: Of the answers, and any split that is made.
         settings: Options of :class:`ptft_hf.recipes.prompts.PPOConfig` (``response_length``, ``temperature``, ...),
@@ -72,7 +73,8 @@ def evaluate_policy(
     Returns:
         The content of ``run.json``: under ``metrics`` ``win_rate`` (equal scores count 1/2) with its 95 % interval
         (Wilson), the mean difference of the judge's scores with its 95 % interval (t), ``kl`` (nats an answer of
-        ``policy``, estimated on its own answers), and of each the mean score and length in tokens.
+        ``policy``, estimated on its own answers; None where ``against`` reads them as other tokens), and of each the
+        mean score and length in tokens.
 
     Raises:
         PtftError: A subclass says what is wrong.
@@ -87,10 +89,12 @@ def evaluate_policy(
         raise DataError(f"{recipe.name}: names no data; add data: to the recipe, or pass data in Python")
     splits = Prompts(recipe).load_splits(source, seed)
     started = time.perf_counter()
-    one, asked, notes = _side(str(policy), recipe, config, splits.test, prompts, seed)
+    one = _side(str(policy), recipe, config, splits.test, prompts, seed)
     gc.collect()
-    other, _, _ = _side(str(against), recipe, config, splits.test, prompts, seed, one.made)
-    kl = (one.logprobs - other.logprobs).sum(1)
+    other = _side(str(against), recipe, config, splits.test, prompts, seed, one)
+    one = one.take(other.places)
+    asked = one.prompts
+    kl = None if other.logprobs is None else (one.logprobs - other.logprobs).sum(1)
     build = rewards.build([judge], lambda _: None, config.local_rollout_forward_batch_size, "--judge")
     texts, sources = [p.text for p in asked], [p.source for p in asked]
     scores = [np.array(build(Answered(texts, side.texts, side.made, sources))) for side in (one, other)]
@@ -104,7 +108,7 @@ def evaluate_policy(
         "judge": build.name,
         "seed": seed,
         "prompts": len(asked),
-        "notes": [*splits.notes, *notes],
+        "notes": [*splits.notes, *one.notes, *other.notes],
         "metrics": figures(scores[0], scores[1], kl, one.made, other.made),
         "seconds": time.perf_counter() - started,
         "samples": [
@@ -126,7 +130,7 @@ def evaluate_policy(
 
 
 def figures(
-    first: np.ndarray, second: np.ndarray, kl: torch.Tensor, one: Rollouts, other: Rollouts
+    first: np.ndarray, second: np.ndarray, kl: torch.Tensor | None, one: Rollouts, other: Rollouts
 ) -> dict[str, Any]:
     """See :func:`evaluate_policy`; scores ``[N]``, KL ``[N]`` nats."""
     count = len(first)
@@ -138,7 +142,7 @@ def figures(
         "win_rate_interval": [low, high],
         "score_difference": float((first - second).mean()),
         "score_difference_interval": None if difference is None else [difference.low, difference.high],
-        "kl": kl.mean().item(),
+        "kl": None if kl is None else kl.mean().item(),
         "policy": {"score": float(first.mean()), "length": one.mask.sum(1).float().mean().item()},
         "against": {"score": float(second.mean()), "length": other.mask.sum(1).float().mean().item()},
     }
@@ -148,11 +152,12 @@ def summary(record: Mapping[str, Any]) -> str:
     """A sentence or two for people."""
     found = record["metrics"]
     low, high = found["win_rate_interval"]
+    kl = "" if found["kl"] is None else f"KL {found['kl']:.2f} nats an answer, "
     verdict = "is preferred" if low > 0.5 else "is not preferred" if high < 0.5 else "cannot be told from the other"
     return (
         f"win rate {found['win_rate']:.3f} ({low:.3f} to {high:.3f}) on {record['prompts']:,} held-out prompts, by "
         f"{record['judge']}: the policy {verdict}; mean score from {found['against']['score']:.3f} to "
-        f"{found['policy']['score']:.3f}, KL {found['kl']:.2f} nats an answer, length from "
+        f"{found['policy']['score']:.3f}, {kl}length from "
         f"{found['against']['length']:.1f} to {found['policy']['length']:.1f} tokens"
     )
 
@@ -160,10 +165,22 @@ def summary(record: Mapping[str, Any]) -> str:
 class Side(NamedTuple):
     """One policy's answers."""
 
+    prompts: list[Prompt]
+    places: list[int]
+    """Which of the first side's prompts these are."""
     texts: list[str]
     made: Rollouts
-    logprobs: torch.Tensor
-    """``[N, T]`` of these answers, or of others that were asked for; 0 at padding."""
+    logprobs: Any
+    """``[N, T]`` of the first side's answers, 0 at padding; None where they are other tokens for this one."""
+    tokenizer: Any
+    notes: list[str]
+
+    def take(self, places: list[int]) -> Side:
+        """Some of them."""
+        made = self.made.take(torch.tensor(places))
+        prompts, texts = [self.prompts[i] for i in places], [self.texts[i] for i in places]
+        logprobs = self.logprobs[places, : made.mask.shape[1]]
+        return self._replace(prompts=prompts, places=places, texts=texts, made=made, logprobs=logprobs)
 
 
 def _side(
@@ -173,15 +190,20 @@ def _side(
     rows: Any,
     count: int | None,
     seed: int,
-    weighed: Rollouts | None = None,
-) -> tuple[Side, list[Prompt], list[str]]:
-    """Answers to the first prompts and their log-probabilities, or those of ``weighed``; and what is to be said of
-    the prompts. The policy is in memory no longer than that."""
+    first: Side | None = None,
+) -> Side:
+    """Answers to the first prompts, or to those of the ``first`` side that are not too long for this one, and the
+    log-probabilities of the first side's. The policy is in memory no longer than that."""
     policy = load_policy(reference, recipe, config)
     model, size = policy.model, config.local_rollout_forward_batch_size
-    prompts, notes = Prompts(recipe).encode(rows, policy.tokenizer, policy.longest)
-    prompts = prompts[:count]
-    draws = torch.rand(len(prompts), config.response_length, generator=torch.Generator().manual_seed(seed))
+    found, notes = Prompts(recipe).encode(rows, policy.tokenizer, policy.longest)
+    asked, fitting = found[:count] if first is None else first.prompts, {prompt.row: prompt for prompt in found}
+    places = [place for place, prompt in enumerate(asked) if prompt.row in fitting]
+    prompts = [fitting[asked[place].row] for place in places]
+    same = [asked[place] for place in places]
+    if first is not None:
+        notes = _check_shared(same, prompts, len(asked), reference, policy.longest)
+    draws = torch.rand(len(asked), config.response_length, generator=torch.Generator().manual_seed(seed))[places]
     ids, pad = [prompt.ids for prompt in prompts], policy.tokenizer.pad_token_id
     answers: list[list[int]] = []
     starts, device = range(0, len(ids), size), next(model.parameters()).device
@@ -199,15 +221,47 @@ def _side(
             ).answers
             bar.update()
         made = rollouts.collate(ids, answers, policy.ends, pad, device)
-        weighed = made if weighed is None else weighed
-        logprobs = torch.zeros(weighed.mask.shape, device=device)
-        for some in torch.split(torch.arange(len(logprobs)), size):
+        weighed = made if first is None else first.take(places).made
+        alike = [p.ids for p in same] == ids and (first is None or _same_tokens(first.tokenizer, policy, weighed))
+        if not alike:
+            notes.append(f"no KL: {reference} reads prompts or answers as other tokens than the policy")
+        logprobs: Any = torch.zeros(weighed.mask.shape, device=device) if alike else None
+        for some in torch.split(torch.arange(len(ids)), size) if alike else ():
             batch = weighed.take(some)
             states = rollouts.hidden_states(model, batch)
-            found = rollouts.answer_logprobs(model, states, batch, config.temperature).logprobs
-            logprobs[some, : found.shape[1]] = found
+            of_batch = rollouts.answer_logprobs(model, states, batch, config.temperature).logprobs
+            logprobs[some, : of_batch.shape[1]] = of_batch
     texts = [rollouts.answer_text(policy.tokenizer, i, answer) for i, answer in zip(ids, answers, strict=True)]
-    return Side(texts, made, logprobs), prompts, notes
+    return Side(prompts, places, texts, made, logprobs, policy.tokenizer, notes)
+
+
+def _check_shared(one: list[Prompt], other: list[Prompt], asked: int, reference: str, longest: int) -> list[str]:
+    """What is to be said of prompts that only one side can take.
+
+    Raises:
+        DataError: None is left.
+        RecipeError: ``prompt_tokens`` cuts other texts for the other side.
+    """
+    if not other:
+        raise DataError(f"{reference}: each of the {asked:,} prompts is longer than {longest} tokens for it")
+    for first, second in zip(one, other, strict=True):
+        if first.source != second.source:
+            raise RecipeError(
+                f"task.prompt_tokens: cuts prompts elsewhere for {reference}, whose tokenizer is another one "
+                f"({first.text[-40:]!r}, {second.text[-40:]!r}): leave it out, or give prompts that are cut"
+            )
+    if len(other) == asked:
+        return []
+    left = asked - len(other)
+    return [f"{left:,} of {asked:,} prompts are longer than {longest} tokens for {reference} and are left out"]
+
+
+def _same_tokens(tokenizer: Any, policy: Policy, made: Rollouts) -> bool:
+    """Whether another tokenizer's ids mean the same to a policy."""
+    ids = set(made.ids[made.attention.bool()].tolist())
+    first, second = ({i: token for token, i in one.get_vocab().items()} for one in (tokenizer, policy.tokenizer))
+    rows = models.plain_model(policy.model).get_input_embeddings().weight.shape[0]
+    return all(i < rows and first.get(i) == second.get(i) for i in ids)
 
 
 def load_policy(reference: str, recipe: PromptsRecipe, config: PPOConfig) -> Policy:

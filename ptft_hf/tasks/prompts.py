@@ -21,6 +21,8 @@ class Prompt(NamedTuple):
     """Somebody's answer, for people who read the samples; empty if there is none."""
     source: Any
     """As the data has it, a text or messages: reward models may read prompts in a form of their own."""
+    row: int
+    """Its place in the split."""
 
 
 class Prompts:
@@ -63,7 +65,7 @@ class Prompts:
         Raises:
             DataError: None is left, or conversations meet a tokenizer without a chat template.
         """
-        prompts = [self._prompt(row, tokenizer) for row in rows]
+        prompts = [self._prompt(row, tokenizer, place) for place, row in enumerate(rows)]
         kept = [prompt for prompt in prompts if 0 < len(prompt.ids) <= max_length]
         if not kept:
             raise DataError(
@@ -77,7 +79,7 @@ class Prompts:
             f"{left:,} of {len(prompts):,} prompts are longer than {max_length} tokens and are left out"
         ]
 
-    def _prompt(self, row: Mapping[str, Any], tokenizer: Any) -> Prompt:
+    def _prompt(self, row: Mapping[str, Any], tokenizer: Any, place: int) -> Prompt:
         given = row["prompt"]
         if isinstance(given, str):
             ids, text = beginning(tokenizer, given), given
@@ -92,7 +94,7 @@ class Prompts:
         if self.recipe.prompt_tokens is not None and len(ids) > self.recipe.prompt_tokens:
             ids = ids[: self.recipe.prompt_tokens]
             given = text = tokenizer.decode(ids, skip_special_tokens=True)
-        return Prompt(ids, text, row.get("reference") or "", given)
+        return Prompt(ids, text, row.get("reference") or "", given, place)
 
 
 def _load(source: Any, columns: Mapping[str, str], seed: int) -> data.Splits:
