@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import peft
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 
 import ptft_hf
 from ptft_hf.errors import AdapterError
@@ -42,8 +47,6 @@ def make_sft(base: Path, folder: Path, **fields: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Earlier:
-    import transformers
-
     root = tmp_path_factory.mktemp("earlier")
     base, other = checkpoint(root / "base"), checkpoint(root / "other")
     model = transformers.AutoModelForCausalLM.from_pretrained(other)
@@ -82,6 +85,27 @@ def test_the_same_base_in_another_dtype_is_no_other(earlier: Earlier, tmp_path: 
     found = ppo(earlier.sft, tmp_path / "ppo", bf16=True)
     assert found["model"]["dtype"] == "bfloat16"
     test_by_trl.run("dpo", earlier.base, tmp_path / "dpo", str(tmp_path / "ppo"))
+
+
+@pytest.mark.parametrize("given", ["base", "other"])
+def test_an_adapter_of_plain_peft_is_trained_further_on_its_own_base(
+    given: str, earlier: Earlier, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    model = transformers.AutoModelForCausalLM.from_pretrained(earlier.base)
+    config = peft.LoraConfig("CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(plain)
+    if given == "other":
+        with pytest.raises(AdapterError, match=f"was trained on {earlier.base}, not on {earlier.other}"):
+            test_by_trl.run("dpo", earlier.other, tmp_path / "run", str(plain))
+        assert not (tmp_path / "run").exists()
+        return
+    found = test_by_trl.run("dpo", earlier.base, tmp_path / "run", str(plain))
+    assert found["adapter"]["config"]["r"] == 4
+    one, other = (load_file(folder / "adapter_model.safetensors") for folder in (plain, tmp_path / "run"))
+    assert one.keys() == other.keys() and any(not torch.equal(one[name], other[name]) for name in one)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # it is the reference
 
 
 def test_an_adapter_with_added_tokens_is_refused(earlier: Earlier, tmp_path: Path) -> None:

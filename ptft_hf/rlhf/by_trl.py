@@ -25,7 +25,7 @@ from ptft_hf.recipes.algorithms import Settings, load_algorithm, option_names
 from ptft_hf.recipes.algorithms import said as said_of
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
 from ptft_hf.rlhf import rewards, roles, saving, trl_rows
-from ptft_hf.rlhf.preparing import check_start, longest_prompt
+from ptft_hf.rlhf.preparing import check_start, longest_prompt, of_adapter_folder
 from ptft_hf.tasks.prompting import render
 
 PROBE = 8
@@ -54,8 +54,8 @@ def train_by_trl(
         algorithm: ``dpo`` or ``kto`` on a recipe of the family ``preference``; ``grpo`` or ``rloo`` on ``prompts``.
         model: Hub id, ``name@revision`` or folder of a causal LM.
         task: Catalogue name or YAML file of a recipe, or the recipe.
-        adapter: An adapter recipe, or the folder of an SFT run on ``model``, whose adapter is trained further and is
-            the reference.
+        adapter: An adapter recipe, or the folder of an adapter of PEFT on ``model`` (an SFT run), which is trained
+            further and is the reference.
         output_dir: The folder that becomes the policy.
         reward: Of ``grpo`` and ``rloo``: as in :func:`ptft_hf.rlhf.ppo.train_ppo`.
         data: Used instead of the recipe's ``data``.
@@ -76,7 +76,7 @@ def train_by_trl(
         raise RecipeError(f"algorithm: {algorithm} runs in one process; start it without torchrun")
     pairs = [f"{k}={json.dumps(v)}" for k, v in settings.items()] if isinstance(settings, Mapping) else list(settings)
     earlier = Path(adapter) if recipes.saved_adapter_kind(adapter) == "peft" else None
-    recipe = recipes.adapter_from_dict(checkpoints.read_json(earlier / "run.json")["adapter"]) if earlier else adapter
+    recipe = of_adapter_folder(earlier)[0] if earlier else adapter
     given = load_algorithm(algorithm, task, recipe, pairs)
     if given.algorithm.rewards and reward is None:
         raise RecipeError(f"reward: {algorithm} needs one: --reward SOURCE")
@@ -134,7 +134,7 @@ class Run:
         self.arguments = self._arguments()
         self.reference = str(Path(model).resolve()) if Path(model).is_dir() else model
         self.options = models.options_of(self.reference, given.task.model_options)
-        reader = str(earlier or self.reference)
+        reader = str(earlier if earlier and (earlier / "tokenizer_config.json").is_file() else self.reference)
         self.tokenizer = models.load_tokenizer(reader, **models.options_of(reader, self.options))
         splits = trl_rows.load_splits(given.task, source, seed)
         loaded = roles.load_base(self.reference, given.adapter, False, **self.options)

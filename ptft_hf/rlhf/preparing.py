@@ -116,10 +116,10 @@ def of_adapter_folder(folder: Path) -> tuple[AdapterRecipe, str]:
 
 
 def check_start(start: Any, recipe: AdapterRecipe, base: str, loaded: Any, options: Mapping[str, Any]) -> None:
-    """Hold a base to the run whose adapter is trained further on it.
+    """Hold a base to the run whose adapter is trained further on it; of plain PEFT's, to the base that it names.
 
     Args:
-        start: The folder of the adapter; of anything else there is no such run.
+        start: The folder of the adapter; anything else has nothing to be held to.
         recipe: The adapter's.
         base: Where the base was loaded from, with ``options``.
         loaded: It.
@@ -127,7 +127,12 @@ def check_start(start: Any, recipe: AdapterRecipe, base: str, loaded: Any, optio
     Raises:
         AdapterError: The adapter was trained on another base, or with tokens that this one does not have.
     """
-    if not isinstance(start, Path) or not (start / "run.json").is_file():
+    if not isinstance(start, Path):
+        return
+    if not (start / "run.json").is_file():
+        named = of_adapter_folder(start)[1]
+        if not roles.same_place(named, base):
+            raise AdapterError(f"{start}: was trained on {named}, not on {base}: give {named} as the model")
         return
     facts = checkpoints.read_json(start / "run.json")["model"]
     if added := (facts.get("added_tokens") or {}).get("tokens"):

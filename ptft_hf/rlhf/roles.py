@@ -305,7 +305,7 @@ def is_reward_adapter(folder: Path, base: str, peft_type: str | None) -> bool:
     config = checkpoints.read_json(path)
     if config.get("peft_type") != peft_type or config.get("task_type") != "SEQ_CLS":
         return False
-    if not _same_place(str(config.get("base_model_name_or_path")), base):
+    if not same_place(str(config.get("base_model_name_or_path")), base):
         return False
     heads = [value for key, value in _weights(folder).items() if key.endswith(f".{HEAD}.weight")]
     return len(heads) == 1 and len(heads[0]) == 1
@@ -319,7 +319,8 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _same_place(one: str, other: str) -> bool:
+def same_place(one: str, other: str) -> bool:
+    """Whether two references are of one folder, or of one name on the Hub."""
     first, second = (Path(models.located(name, {})[0]) for name in (one, other))
     return first.resolve() == second.resolve() if first.exists() and second.exists() else one == other
 
