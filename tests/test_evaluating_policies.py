@@ -14,6 +14,7 @@ from ptft_hf.errors import DataError, OutputError, RecipeError
 from ptft_hf.rlhf import evaluating, rollouts
 from ptft_hf.rlhf.evaluating import evaluate_policy
 from ptft_hf.rlhf.rewards import Answered
+from tests.commands import Ptft, ptft  # noqa: F401
 from tests.ppo_runs import (
     LEARN,
     characters,
@@ -23,6 +24,7 @@ from tests.ppo_runs import (
     recipe,
     run_ppo,
     share_of_good,
+    task_file,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -183,6 +185,19 @@ def test_prompts_that_are_cut_at_other_places_are_refused(tmp_path: Path) -> Non
 def test_any_reward_judges(judge: object, tmp_path: Path) -> None:
     base = make_language_model("gpt2", tmp_path / "base")
     assert compared(base, base, judge=judge, prompts=2)["prompts"] == 2
+
+
+def test_on_the_command_line(ptft: Ptft, tmp_path: Path) -> None:  # noqa: F811
+    base = make_language_model("llama", tmp_path / "base")
+    flags = ["--judge", "tests.ppo_runs:length", "--task", task_file(tmp_path), "--prompts", "2", "--json"]
+    sets = ["--set", "response_length=6", "--set", "bf16=false", "--output", tmp_path / "out"]
+    done = ptft("evaluate", base, "--against", base, *flags, *sets)
+    assert done.code == 0 and json.loads(done.out)["win_rate"] == 0.5, done.err
+    assert json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))["prompts"] == 2
+    alone = ptft("evaluate", base, *flags)
+    assert alone.code == 2 and "--against, --judge and --task belong together" in alone.err
+    elsewhere = ptft("evaluate", base, "--against", base, *flags, "--split", "train")
+    assert elsewhere.code == 2 and "--model and --split have no effect with --against" in elsewhere.err
 
 
 def test_faults_are_told(tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
     [
         ("sft", ["--model", "m", "--task", "nothing", "--adapter", "full/default"], "nothing"),
         ("ppo", ["--policy", "p", "--reward", "r", "--task", "nothing"], "nothing"),
+        ("evaluating", ["p", "--against", "q", "--judge", "r", "--task", "nothing"], "nothing"),
     ],
 )
 def test_a_stage_is_a_module_for_launchers(stage: str, flags: list[str], said: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ptft_hf.cli.options import Base, Folder, OfQuantized, app
-from ptft_hf.errors import DataError, OutputError
+from ptft_hf.errors import DataError, OutputError, RecipeError
 
 
 @app.command()
@@ -115,11 +115,48 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="A task recipe that names the data instead.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     model: Base = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Of a policy: another, such as the run of SFT, that answers the --task's prompts, too."),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE[#LABEL]", help="A reward, as of ptft ppo, that says which answers are better."),
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="How many are answered at most.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the answers.")] = 42,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the answers: response_length=53, ...")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A folder for the comparison's run.json.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Metrics of a finished run on labelled data."""
+    """Metrics of a finished run on labelled data; with --against how often a judge prefers a policy's answers."""
     if data is not None and task is not None:
         raise DataError("give --data or --task, not both")
+    if against is not None or judge is not None:
+        if against is None or judge is None or task is None:
+            raise RecipeError("--against, --judge and --task belong together: a policy, who compares, on what")
+        if model is not None or split != "test":
+            raise RecipeError("--model and --split have no effect with --against")
+        from ptft_hf.recipes.ppo import load_ppo
+
+        load_ppo(task, "full/default", set_ or [])  # every fault, before torch is imported
+        from ptft_hf.rlhf.evaluating import evaluate_policy
+
+        found = evaluate_policy(
+            policy=folder,
+            against=against,
+            task=task,
+            judge=judge,
+            output_dir=output,
+            prompts=prompts,
+            seed=seed,
+            settings=set_ or [],
+        )
+        if as_json:
+            print(json.dumps(found["metrics"]))
+        return
     from ptft_hf import inference, report
 
     result = inference.load(folder, model=model).evaluate(data, task=task, split=split, progress=True)

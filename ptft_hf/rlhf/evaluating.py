@@ -21,6 +21,7 @@ from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
 from ptft_hf.rlhf import rewards, rollouts
 from ptft_hf.rlhf.decoders import load_decoder
 from ptft_hf.rlhf.preparing import end_tokens, longest_prompt, uses_bf16
+from ptft_hf.rlhf.processes import run_as
 from ptft_hf.rlhf.rewards import Answered
 from ptft_hf.rlhf.rollouts import Rollouts
 from ptft_hf.tasks.prompts import Prompt, Prompts
@@ -276,3 +277,12 @@ def load_policy(reference: str, recipe: PromptsRecipe, config: PPOConfig) -> Pol
     plain = models.plain_model(model)
     longest = longest_prompt(recipe, config, plain, tokenizer)
     return Policy(model, tokenizer, end_tokens(plain, tokenizer, config), longest)
+
+
+def main() -> None:
+    """``python -m ptft_hf.rlhf.evaluating DIR --against ...`` is ``ptft evaluate DIR --against ...``."""
+    run_as("evaluate")
+
+
+if __name__ == "__main__":
+    main()
