@@ -198,6 +198,8 @@ def test_on_the_command_line(ptft: Ptft, tmp_path: Path) -> None:  # noqa: F811
     assert alone.code == 2 and "--against, --judge and --task belong together" in alone.err
     elsewhere = ptft("evaluate", base, "--against", base, *flags, "--split", "train")
     assert elsewhere.code == 2 and "--model and --split have no effect with --against" in elsewhere.err
+    unused = ptft("evaluate", base, "--set", "response_length=3")
+    assert unused.code == 2 and "--set and --output have no effect without --against" in unused.err
 
 
 def test_faults_are_told(tmp_path: Path) -> None:

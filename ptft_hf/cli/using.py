@@ -157,6 +157,8 @@ def evaluate(
         if as_json:
             print(json.dumps(found["metrics"]))
         return
+    if set_ or output is not None:
+        raise RecipeError("--set and --output have no effect without --against")
     from ptft_hf import inference, report
 
     result = inference.load(folder, model=model).evaluate(data, task=task, split=split, progress=True)
