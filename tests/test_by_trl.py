@@ -12,11 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ptft_hf import train
 from ptft_hf.errors import PtftError, RecipeError
 from ptft_hf.recipes import task_from_dict
 from ptft_hf.recipes.algorithms import load_algorithm
 from ptft_hf.rlhf import by_trl
 from ptft_hf.rlhf.by_trl import train_by_trl
+from ptft_hf.rlhf.decoders import load_decoder
+from ptft_hf.rlhf.ppo import train_ppo
 from ptft_hf.tasks.prompts import Prompts
 from tests.test_instruction import TALK, chat_tokenizer, checkpoint
 
@@ -299,3 +302,39 @@ def test_faults_are_told_before_anything_is_written(
         run(algorithm, base, tmp_path / "run", **given)
     assert said in "\n".join(caught.value.problems)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")  # in checkpoints
+@pytest.mark.parametrize("algorithm", ["ppo", "dpo", "grpo"])
+def test_the_rows_of_added_tokens_are_trained_further(algorithm: str, tmp_path: Path) -> None:
+    base, task = checkpoint(tmp_path / "base"), {"name": "sft", "family": "instruction", "add_tokens": ["Water"]}
+    talks = datasets.Dataset.from_list([{"messages": TALK}] * 4)
+    data = datasets.DatasetDict({name: talks for name in ("train", "validation", "test")})
+    settings = {"max_steps": 2, "model.max_length": 100, "bf16": False}
+    sft = train(
+        model=str(base), task=task_from_dict(task), adapter="lora/r16_all_linear", output_dir=tmp_path / "sft",
+        data=data, settings=settings,
+    )  # fmt: skip
+    folder = tmp_path / "run"
+    asked = prompts().map(lambda row: {"prompt": [{**row["prompt"][0], "content": "Water"}]})
+    if algorithm == "ppo":
+        steps = {"total_episodes": 16, "num_mini_batches": 1, "response_length": 4, "learning_rate": 0.01}
+        found = train_ppo(
+            policy=tmp_path / "sft", reward=length, task=task_from_dict({"name": "test", "family": "prompts"}),
+            data=asked, output_dir=folder, settings={**steps, "bf16": False, "save_steps": 0},
+        )  # fmt: skip
+        assert "base.resize_token_embeddings(" in (folder / "README.md").read_text("utf-8")
+    else:
+        given = {"data": asked} if algorithm == "grpo" else {}
+        found = run(algorithm, base, folder, str(tmp_path / "sft"), **given)
+    assert found["proof"] == {"max_difference": 0.0, "examples": 4}
+    assert found["model"]["added_tokens"] == sft.run["model"]["added_tokens"]
+    before, after = (load_file(path / "adapter_model.safetensors") for path in (tmp_path / "sft", folder))
+    row = next(name for name in before if "trainable_tokens" in name)
+    assert before.keys() == after.keys() and after[row].shape == (1, 32)
+    assert not torch.equal(before[row], after[row])
+    if algorithm == "dpo":  # the reference has the row, too
+        first = json.loads((folder / "metrics.jsonl").read_text("utf-8").splitlines()[0])
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    model, tokenizer = load_decoder(str(folder), "float32", {})
+    assert len(model.get_input_embeddings().weight) == len(tokenizer)

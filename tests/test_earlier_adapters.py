@@ -106,11 +106,3 @@ def test_an_adapter_of_plain_peft_is_trained_further_on_its_own_base(
     assert one.keys() == other.keys() and any(not torch.equal(one[name], other[name]) for name in one)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # it is the reference
-
-
-def test_an_adapter_with_added_tokens_is_refused(earlier: Earlier, tmp_path: Path) -> None:
-    sft = make_sft(earlier.base, tmp_path / "sft", add_tokens=["<think>"])
-    for run in (ppo, lambda *given: test_by_trl.run("dpo", earlier.base, given[1], str(given[0]))):
-        with pytest.raises(AdapterError, match=r"added tokens \['<think>'\], which its base .* does not have"):
-            run(sft, tmp_path / "run")
-    assert not (tmp_path / "run").exists()

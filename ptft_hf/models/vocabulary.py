@@ -56,6 +56,14 @@ def give_rows(model: Any, *, ids: Sequence[int], known: int, rows: int, **_: Any
     model.added_rows = tuple(ids)
 
 
+def copy_rows(model: Any, source: str, target: str) -> None:
+    """The rows of added tokens that one of PEFT's adapters holds, into another one of the same model."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(f".trainable_tokens_delta.{target}"):
+                parameter.copy_(model.get_parameter(f"{name.removesuffix(target)}{source}"))
+
+
 def added_rows(model: Any) -> tuple[int, ...]:
     """Rows of the embeddings that :func:`give_rows` gave to new tokens."""
     return getattr(model, "added_rows", ())

@@ -137,7 +137,7 @@ class Run:
         reader = str(earlier if earlier and (earlier / "tokenizer_config.json").is_file() else self.reference)
         self.tokenizer = models.load_tokenizer(reader, **models.options_of(reader, self.options))
         splits = trl_rows.load_splits(given.task, source, seed)
-        loaded = roles.load_base(self.reference, given.adapter, False, **self.options)
+        loaded = roles.load_base(self.reference, given.adapter, False, given=earlier, **self.options)
         if loaded.new:
             raise ModelError(f"{model}: no language model: {sorted(loaded.new)[:3]} are not in the checkpoint")
         check_start(earlier, given.adapter, self.reference, loaded, self.options)
@@ -186,7 +186,9 @@ class Run:
             options["ref_model"] = copy.deepcopy(model)
         try:
             with models.quiet():
-                return trainer(**options)
+                made = trainer(**options)
+            models.copy_rows(model, "default", "ref")  # which TRL leaves out of its reference
+            return made
         except (ValueError, TypeError, NotImplementedError) as error:
             raise RecipeError(f"{kind.__name__} refuses these settings: {error}") from error
 
@@ -293,7 +295,7 @@ class Run:
                 model.save_pretrained(staging)
             else:
                 saving.save_adapter(model, "default", staging)
-                plain_model(model).config.save_pretrained(staging)
+                models.base_config(plain_model(model)).save_pretrained(staging)
             self.tokenizer.save_pretrained(staging)
         record = self._record(metrics, peak, models.count_parameters(model))
         record["proof"] = self._prove(model, staging)
@@ -327,6 +329,7 @@ class Run:
                 "options": {k: v if isinstance(v, bool | int | float) else str(v) for k, v in self.options.items()},
                 "quantization": self.given.adapter.quantization,
                 "fingerprint": self.fingerprint,
+                "added_tokens": roles.added_tokens(self.earlier),
             },
             **{name: value for name, value in self.identity().items() if name != "model"},
             "parameters": {"trainable": trainable, "total": total},
@@ -354,8 +357,8 @@ class Run:
             with models.reading(str(folder)):
                 if adapter_kind(model) is None:
                     return transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
-                base = roles.load_base(self.reference, self.given.adapter, False, **self.options).model
-                return models.in_dtype(peft.PeftModel.from_pretrained(base, str(folder)), torch.float32)
+                base = roles.load_base(self.reference, self.given.adapter, False, given=self.earlier, **self.options)
+                return models.in_dtype(peft.PeftModel.from_pretrained(base.model, str(folder)), torch.float32)
 
         before = checkpoints.logits_on(model, probe)
         return saving.compare_reloaded(before, reload, probe, next(model.parameters()).device)

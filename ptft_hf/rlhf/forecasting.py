@@ -149,7 +149,8 @@ def before_run(run: Run) -> Forecast | None:
 
 
 def _bare_roles(plan: Plan, tokenizer: Any, device: torch.device) -> roles.Roles:
-    loaded = roles.load_base(plan.base, plan.adapter, uses_bf16(plan.config), skeletons, **plan.base_options)
+    options = {"given": plan.given, **plan.base_options}
+    loaded = roles.load_base(plan.base, plan.adapter, uses_bf16(plan.config), skeletons, **options)
     models.ensure_padding(loaded.model, tokenizer)
     return build_roles(plan, loaded.model.to(device))
 

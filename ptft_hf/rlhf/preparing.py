@@ -125,7 +125,7 @@ def check_start(start: Any, recipe: AdapterRecipe, base: str, loaded: Any, optio
         loaded: It.
 
     Raises:
-        AdapterError: The adapter was trained on another base, or with tokens that this one does not have.
+        AdapterError: The adapter was trained on another base.
     """
     if not isinstance(start, Path):
         return
@@ -135,16 +135,12 @@ def check_start(start: Any, recipe: AdapterRecipe, base: str, loaded: Any, optio
             raise AdapterError(f"{start}: was trained on {named}, not on {base}: give {named} as the model")
         return
     facts = checkpoints.read_json(start / "run.json")["model"]
-    if added := (facts.get("added_tokens") or {}).get("tokens"):
-        raise AdapterError(
-            f"{start}: was trained with the added tokens {added}, which its base {base} does not have: make it a "
-            "checkpoint of its own (ptft merge), and begin with that"
-        )
     found = loaded.fingerprint
     if found != facts["fingerprint"]:  # which may be of another dtype
         as_trained = {**options, "dtype": facts["options"].get("dtype", facts["dtype"])}
         found = models.load_model(base, "AutoModelForCausalLM", config={}, **as_trained).fingerprint
-    check_earlier(start, recipe, loaded.model.config, {"fingerprint": found})
+    added = facts.get("added_tokens")  # the base was given their rows
+    check_earlier(start, recipe, loaded.model.config, {"fingerprint": found, "added_tokens": added})
 
 
 def prepare(plan: Plan, source: Any = None, loader: Any = models) -> Ready:
@@ -162,7 +158,7 @@ def prepare(plan: Plan, source: Any = None, loader: Any = models) -> Ready:
     family = Prompts(plan.task)
     splits = family.load_splits(source, plan.seed)
     options = plan.base_options
-    loaded = roles.load_base(plan.base, plan.adapter, uses_bf16(plan.config), loader, **options)
+    loaded = roles.load_base(plan.base, plan.adapter, uses_bf16(plan.config), loader, given=plan.given, **options)
     if loaded.new:
         raise ModelError(
             f"{plan.base}: no language model: {sorted(loaded.new)[:3]} are not in the checkpoint"
@@ -190,6 +186,7 @@ def prepare(plan: Plan, source: Any = None, loader: Any = models) -> Ready:
         "options": {k: v if isinstance(v, bool | int | float) else str(v) for k, v in options.items()},
         "quantization": plan.adapter.quantization,
         "fingerprint": loaded.fingerprint,
+        "added_tokens": roles.added_tokens(plan.given),
     }
     ends = end_tokens(loaded.model, tokenizer, plan.config)
     on_cpu = sharding.settings() is not None or not torch.cuda.is_available()

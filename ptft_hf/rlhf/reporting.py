@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ptft_hf import report
+from ptft_hf.card import GROWN
 
 PANELS = (
     ("score", ("objective/scores", "objective/judge")),
@@ -120,7 +121,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = {folder!r}  # where this card is
 base = AutoModelForCausalLM.from_pretrained({base!r})
-model = PeftModel.from_pretrained(base, folder).eval()
+{grown}model = PeftModel.from_pretrained(base, folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)"""
 
 WHOLE_CODE = """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -133,7 +134,9 @@ tokenizer = AutoTokenizer.from_pretrained(folder)"""
 def card(run: Mapping[str, Any], is_adapter: bool) -> str:
     """README.md of the finished folder, with the lines that load it by upstream's libraries alone."""
     base = run["model"]["reference"]
-    code = (ADAPTER_CODE if is_adapter else WHOLE_CODE).format(folder=run["output_dir"], base=base)
+    added = run["model"].get("added_tokens")
+    grown = GROWN.format(**added) if added else ""
+    code = (ADAPTER_CODE if is_adapter else WHOLE_CODE).format(folder=run["output_dir"], base=base, grown=grown)
     rows = [f"| {title} | {first} | {last} |" for title, first, last in figures(run)]
     return CARD.format(
         header=f"library_name: {'peft' if is_adapter else 'transformers'}\ntags: [ptft_hf, ppo]\n",

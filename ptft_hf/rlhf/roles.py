@@ -371,13 +371,24 @@ def add_reward(model: Any, folder: Path, weights: Mapping[str, Tensor], head: nn
     return head
 
 
+def added_tokens(given: Any) -> dict[str, Any] | None:
+    """Those of the run whose adapter the policy starts from, as :func:`ptft_hf.models.give_rows` takes them."""
+    if not isinstance(given, Path) or not (given / "run.json").is_file():
+        return None
+    found: dict[str, Any] | None = checkpoints.read_json(given / "run.json")["model"].get("added_tokens")
+    return found
+
+
 def load_base(
-    reference: str, recipe: AdapterRecipe, bf16: bool, loader: Any = models, **options: Any
+    reference: str, recipe: AdapterRecipe, bf16: bool, loader: Any = models, *, given: Any = None, **options: Any
 ) -> models.LoadedModel:
-    """The causal LM; frozen weights in bfloat16 where that is asked for, weights that are trained in float32."""
+    """The causal LM, with rows for the tokens that the ``given`` adapter added; frozen weights in bfloat16 where that
+    is asked for, weights that are trained in float32."""
     if bf16 and not recipe.trains_weights:
         options.setdefault("dtype", "bfloat16")
     found: models.LoadedModel = loader.load_model(
         reference, "AutoModelForCausalLM", config={}, quantization=recipe.quantization, **options
     )
+    if added := added_tokens(given):
+        models.give_rows(found.model, **added)
     return found

@@ -145,7 +145,7 @@ def save_policy(run: Any, folder: Path, weights: Sequence[dict[str, torch.Tensor
     with models.quiet():
         if adapter_kind(model) == "peft":
             save_adapter(model, roles.POLICY, folder, weights[0])
-            plain_model(model).config.save_pretrained(folder)
+            models.base_config(plain_model(model)).save_pretrained(folder)
         else:
             model.save_pretrained(folder, state_dict=weights[0])
         tokenizer.save_pretrained(folder)
@@ -193,7 +193,8 @@ def prove(run: Any, folder: Path, before: list[torch.Tensor]) -> dict[str, Any]:
 
     def reload() -> Any:
         if adapter_kind(model) == "peft":
-            loaded = roles.load_base(plan.base, plan.adapter, run.bf16, **run.base_options)
+            options = {"given": plan.given, **run.base_options}
+            loaded = roles.load_base(plan.base, plan.adapter, run.bf16, **options)
             return peft.PeftModel.from_pretrained(loaded.model, str(folder))
         return transformers.AutoModelForCausalLM.from_pretrained(str(folder), dtype=model.dtype)
 
