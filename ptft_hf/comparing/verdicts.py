@@ -87,16 +87,13 @@ class Evidence(NamedTuple):
         agrees = self.fits or float(self.differences.mean()) * float(self.examples.mean()) > 0
         return max(statistics.mean_p_value(self.differences), self.mcnemar if agrees else 1.0)
 
-    def inferiority(self, margin: float) -> float:
-        """The p-value of "the first is worse by the margin or more", over seeds and examples."""
-        return self._inferiority(1.0, margin)
-
     def equivalence(self, margin: float) -> float:
         """The p-value of "they differ by the margin or more", over seeds and examples."""
-        return max(self._inferiority(sign, margin) for sign in (1.0, -1.0))
+        return max(self.inferiority(margin, sign) for sign in (1.0, -1.0))
 
-    def _inferiority(self, sign: float, margin: float) -> float:
-        """Where the metric is not the mean over the examples, their standard error stands in for the metric's."""
+    def inferiority(self, margin: float, sign: float = 1.0) -> float:
+        """The p-value of "the first (of sign -1.0 the second) is worse by the margin or more", over seeds and
+        examples; where the metric is not the mean over these, their standard error stands in for the metric's."""
         mean, count = sign * float(self.differences.mean()), len(self.differences)
         errors = (
             (float(self.differences.std(ddof=1)) / count**0.5, float(count - 1)),
