@@ -297,8 +297,10 @@ def is_reward_adapter(folder: Path, base: str, peft_type: str | None) -> bool:
 
     Raises:
         CheckpointError: The adapter's configuration is not readable.
-        ModelError: Its weights are not.
+        ModelError: Its weights are not, or are no safetensors.
     """
+    from safetensors import safe_open
+
     path = folder / "adapter_config.json"
     if not path.is_file() or peft_type is None:
         return False
@@ -307,16 +309,12 @@ def is_reward_adapter(folder: Path, base: str, peft_type: str | None) -> bool:
         return False
     if not same_place(str(config.get("base_model_name_or_path")), base):
         return False
-    heads = [value for key, value in _weights(folder).items() if key.endswith(f".{HEAD}.weight")]
-    return len(heads) == 1 and len(heads[0]) == 1
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    from peft.utils import load_peft_weights
-
-    with models.reading(str(folder)):
-        weights: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
-    return weights
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise ModelError(f"{folder}: has no {weights.name}, and other formats, which can run code, are not read")
+    with models.reading(str(weights)), safe_open(weights, "pt") as file:
+        heads = [key for key in file.keys() if key.endswith(f".{HEAD}.weight")]  # noqa: SIM118
+        return len(heads) == 1 and file.get_slice(heads[0]).get_shape()[0] == 1
 
 
 def same_place(one: str, other: str) -> bool:
@@ -331,7 +329,10 @@ def read_reward_adapter(folder: Path, model: Any) -> tuple[dict[str, Tensor], nn
     Raises:
         ModelError: The folder cannot be read.
     """
-    weights = _weights(folder)
+    from peft.utils import load_peft_weights
+
+    with models.reading(str(folder)):
+        weights = load_peft_weights(str(folder), device="cpu")
     inside = {name: name.rpartition(f".{HEAD}.")[2] for name in weights if f".{HEAD}." in name}
     own = {short: weights.pop(name) for name, short in inside.items()}
     if centre := _centre_of(folder):
