@@ -7,6 +7,7 @@ over, one that was stopped goes on, one whose inputs have changed is run anew, a
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import itertools
@@ -81,6 +82,7 @@ class Stages:
     def __init__(self, recipe: PipelineRecipe, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
         self.found: dict[str, Any] = {}
+        self.contents = functools.cache(lambda reference: checkpoints.contents([reference]))
         if folder.exists() and not (folder / RECORD).is_file() and any(folder.iterdir()):
             raise OutputError(f"{folder}: holds other files; choose an empty or a new folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +121,7 @@ class Stages:
         splits = tasks.load_splits(family, task.data, task, self.recipe.seed)
         inputs = {
             "model": model,
-            "contents": checkpoints.contents([model]),
+            "contents": self.contents(model),
             "seed": self.recipe.seed,
             "task": _said(task),
             "adapter": _said(adapter),
@@ -155,7 +157,7 @@ class Stages:
         splits = Prompts(task).load_splits(task.data, self.recipe.seed)
         inputs = {
             "model": self.recipe.model,
-            "contents": checkpoints.contents([self.recipe.model]),
+            "contents": self.contents(self.recipe.model),
             "seed": self.recipe.seed,
             "task": _said(task),
             "stage": stage.model_dump(mode="json", exclude={"judged"}),
@@ -200,7 +202,8 @@ class Stages:
             "settings": config.model_dump(mode="json"),
             "reward": stage.reward,
             "judge": stage.judge,
-            "contents": checkpoints.contents([self.recipe.model, *rewards.sources([*stage.reward, stage.judge])]),
+            "contents": self.contents(self.recipe.model)
+            | checkpoints.contents(rewards.sources([*stage.reward, stage.judge])),
             "data": {split: data.fingerprint(getattr(splits, split)) for split in ("train", "validation")},
             "before": self.before("sft", "reward"),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +16,11 @@ import transformers
 from safetensors.torch import load_file
 
 import ptft_hf
-from ptft_hf.errors import AdapterError
+from ptft_hf.errors import AdapterError, PtftError
 from ptft_hf.recipes import task_from_dict
+from ptft_hf.rlhf import by_trl
 from tests import test_by_trl
-from tests.ppo_runs import characters, run_ppo
+from tests.ppo_runs import change_weights, characters, run_ppo
 from tests.test_instruction import TALK, checkpoint
 
 pytestmark = test_by_trl.pytestmark
@@ -85,6 +87,22 @@ def test_the_same_base_in_another_dtype_is_no_other(earlier: Earlier, tmp_path: 
     found = ppo(earlier.sft, tmp_path / "ppo", bf16=True)
     assert found["model"]["dtype"] == "bfloat16"
     test_by_trl.run("dpo", earlier.base, tmp_path / "dpo", str(tmp_path / "ppo"))
+
+
+def test_a_stopped_run_does_not_go_on_from_an_adapter_that_has_changed(
+    earlier: Earlier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    sft = shutil.copytree(earlier.sft, tmp_path / "sft")
+    saved = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(by_trl.Run, "finish", die)
+        test_by_trl.run("dpo", earlier.base, tmp_path / "run", str(sft), settings=saved)
+    change_weights(sft)
+    with pytest.raises(PtftError, match="contents"):
+        test_by_trl.run("dpo", earlier.base, tmp_path / "run", str(sft), settings=saved, resume=True)
 
 
 @pytest.mark.parametrize("given", ["base", "other"])

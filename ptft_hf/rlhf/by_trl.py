@@ -26,6 +26,7 @@ from ptft_hf.recipes.algorithms import said as said_of
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
 from ptft_hf.rlhf import rewards, roles, saving, trl_rows
 from ptft_hf.rlhf.preparing import check_start, longest_prompt, of_adapter_folder
+from ptft_hf.rlhf.records import contents
 from ptft_hf.tasks.prompting import render
 
 PROBE = 8
@@ -151,7 +152,9 @@ class Run:
             self.notes.append(note)
         with models.quiet():
             attached = adapters.build(given.adapter, earlier).attach(loaded.model, loaded.head, "CAUSAL_LM")
-        self.rewards = None if reward is None else _rewards(reward)
+        several = reward if isinstance(reward, list | tuple) else [reward]
+        self.rewards = None if reward is None else rewards.build(several, lambda _: None, BATCH)
+        self.contents = contents(earlier or self.reference, several, self.rewards)
         self.trainer = self._trainer(attached)
 
     # ---- rows ----
@@ -246,6 +249,7 @@ class Run:
             "model": {"reference": self.reference, "fingerprint": self.fingerprint},
             **said_of(self.given),
             "reward": self.rewards.name if self.rewards else None,
+            "contents": self.contents or None,
             "seed": self.seed,
             "data": self.fingerprints,
         }
@@ -367,8 +371,3 @@ class Run:
         if isinstance(prompt, str):
             return list(self.tokenizer(prompt or "a")["input_ids"])
         return list(self.tokenizer(render(self.tokenizer, prompt, True), add_special_tokens=False)["input_ids"])
-
-
-def _rewards(given: Any) -> rewards.WeightedSum:
-    several = given if isinstance(given, list | tuple) else [given]
-    return rewards.build(several, lambda _: None, BATCH)

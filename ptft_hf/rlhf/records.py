@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
+from collections.abc import Iterable
 from typing import Any
 
 from ptft_hf import checkpoints, models, report
@@ -28,18 +29,18 @@ def identity(run: Any) -> dict[str, Any]:
         "training": plan.config.model_dump(mode="json", exclude=free),
         "reward": run.ready.reward.name,
         "judge": run.ready.judge.name if run.ready.judge else None,
-        "contents": _contents(run) or None,
+        "contents": contents(plan.policy, [*plan.reward, plan.judge], run.ready.reward, run.ready.judge) or None,
         "seed": plan.seed,
         "processes": run.world,
         "data": run.ready.fingerprints,
     }
 
 
-def _contents(run: Any) -> dict[str, str]:
-    """What stands behind the names of policy, rewards and judge: files of folders, weights from the Hub."""
-    plan, ready = run.plan, run.ready
-    found = checkpoints.contents([plan.policy, *rewards.sources([*plan.reward, plan.judge])])
-    for reward in [*ready.reward.rewards, *(ready.judge.rewards if ready.judge else [])]:
+def contents(policy: Any, given: Iterable[Any], *built: rewards.WeightedSum | None) -> dict[str, str]:
+    """What stands behind the names of a policy and of rewards, as they were given and built: files of folders, and
+    weights from the Hub."""
+    found = checkpoints.contents([policy, *rewards.sources(given)])
+    for reward in [one for some in built if some for one in some.rewards]:
         source = reward.name.partition("#")[0]
         if isinstance(reward, rewards.ClassifierReward) and reward.fingerprint and source not in found:
             found[source] = reward.fingerprint

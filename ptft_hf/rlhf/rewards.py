@@ -234,10 +234,8 @@ class ClassifierReward:
         column: Which output counts.
         logit: Its logit; else its probability. With one output the logit is the score.
         max_length: Tokens; of longer texts the end is read, where the answer stands.
+        fingerprint: Of a checkpoint's weights; None of a run's folder.
     """
-
-    fingerprint: str | None = None
-    """Of a checkpoint's weights."""
 
     def __init__(
         self,
@@ -248,7 +246,9 @@ class ClassifierReward:
         max_length: int,
         name: str,
         batch_size: int,
+        fingerprint: str | None,
     ) -> None:
+        self.fingerprint = fingerprint
         self.model, self.tokenizer, self.column, self.logit = model, tokenizer, column, logit
         self.max_length, self.name, self.batch_size = max_length, name, batch_size
         tokenizer.truncation_side = "left"
@@ -380,9 +380,7 @@ def load_classifier(spec: Spec, batch_size: int, prefix: str) -> ClassifierRewar
     labels = [str(plain.config.id2label[i]) for i in range(plain.config.num_labels)]
     column = _column(labels, spec, prefix)
     name = spec.source + (f"#{spec.label}" if spec.label else "") + (":logit" if spec.logit else "")
-    reward = ClassifierReward(model.eval(), tokenizer, column, spec.logit, length, name, batch_size)
-    reward.fingerprint = digest
-    return reward
+    return ClassifierReward(model.eval(), tokenizer, column, spec.logit, length, name, batch_size, digest)
 
 
 def _column(labels: list[str], spec: Spec, prefix: str) -> int:
