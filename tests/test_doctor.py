@@ -222,8 +222,8 @@ def test_stop_on_ends_the_run_with_a_checkpoint(llama: Path, tmp_path: Path) -> 
     ],
 )
 def test_a_bad_setting_is_named(names: set[str], reward: Any, settings: Any, llama: Path, tmp_path: Path) -> None:
-    """With what it brings along, and nothing else. All but a negative KL, which no setting makes (answers are drawn
-    from what is scored), and what ``test_ppo`` and the next test have."""
+    """With what it brings along, and nothing else (on one thread, as tests are run). All but a negative KL, which no
+    setting makes (answers are drawn from what is scored), and what ``test_ppo`` and the next test have."""
     given = {**BATCHES, **settings}
     base = ending(llama, tmp_path / "base", given.pop("ends", 1.0))
     assert found(base, tmp_path / "run", reward, **given) == names
