@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,57 @@ def test_rates_lie_around_the_methods_own():
     assert cells.rates_around(1e-3, 1) == [1e-3]
     assert cells.rates_around(1e-3, 3) == [1e-3, 3e-3, 3.33e-4]
     assert cells.rates_around(5e-5, 5) == [5e-5, 1.5e-4, 1.67e-5, 4.5e-4, 5.56e-6]
+
+
+def test_a_search_climbs_towards_the_better_rates():
+    def path(score: Callable[[float], float | None], tries: int = 4) -> list[float]:
+        tried: list[tuple[float, float | None]] = []
+        while len(tried) < tries:
+            rate = cells.climb(1e-3, tried)
+            tried.append((rate, score(rate)))
+        return [rate for rate, _ in tried]
+
+    assert path(lambda rate: rate) == [1e-3, 3e-3, 9e-3, 2.7e-2]
+    assert path(lambda rate: -rate) == [1e-3, 3e-3, 3.33e-4, 1.11e-4]
+    assert path(lambda rate: 0.0, 3) == [1e-3, 3e-3, 9e-3]  # nothing learns yet
+    assert path(lambda rate: rate if rate < 5e-3 else None) == [1e-3, 3e-3, 9e-3, 1.73e-3]  # it breaks at 9e-3
+    assert path(lambda rate: None if rate > 5e-4 else rate, 3) == [1e-3, 3.33e-4, 1.11e-4]
+    inside = {1e-3: 0.8, 3e-3: 0.7, 3.33e-4: 0.1, 1.73e-3: 0.9}
+    assert path(inside.get, 5) == [1e-3, 3e-3, 3.33e-4, 1.73e-3, 1.32e-3]
+
+
+def test_a_cell_tries_what_the_search_finds(ran, base: Path, tmp_path: Path):
+    root, _ = ran
+    (climbing,) = make(
+        base, root / "task.yaml", adapters=["full/default"], seeds=[0], learning_rates=3
+    ).cells()
+    result = cells.run_cell(climbing, tmp_path / "climb")
+    tried = [(one["learning_rate"], one["validation"]["accuracy"]) for one in result["tries"]]
+    assert [rate for rate, _ in tried] == [cells.climb(5e-5, tried[:count]) for count in range(3)]
+    assert result["learning_rate"] == max(tried, key=lambda one: one[1])[0]
+    assert result["cell"]["search"] == "climb"
+    around = climbing._replace(search="around")
+    assert "search" not in around.to_dict() and around.key != climbing.key
+    assert Cell.from_dict(around.to_dict()) == around  # as in cells from before there was a search
+    assert [one["learning_rate"] for one in cells.run_cell(around, tmp_path / "around")["tries"]] == [
+        5e-5, 1.5e-4, 1.67e-5,
+    ]  # fmt: skip
+
+
+def test_given_rates_are_tried_as_they_are(ran, base: Path):
+    root, _ = ran
+    (cell,) = make(base, root / "task.yaml", adapters=["full/default"], seeds=[0], learning_rates={
+        "full/default": [1e-3, 1e-5]}).cells()  # fmt: skip
+    assert cell.search == "around" and cells.learning_rates(cell) == ([1e-3, 1e-5], 2)
+
+
+def test_the_committed_cells_are_those_of_their_grids(monkeypatch: pytest.MonkeyPatch):
+    root = Path(__file__).resolve().parents[1]
+    monkeypatch.chdir(root)
+    for name in ("clinc_imbalanced", "clinc_rates", "sentence_polarity", "wnut17"):
+        keys = {cell.key for cell in read_grid(f"benchmarks/grids/{name}.yaml", {}).cells()}
+        files = {path.stem for path in Path(f"benchmarks/grids/results/{name}/cells").glob("*.json")}
+        assert files and files <= keys, name
 
 
 # ---- processes ----

@@ -202,6 +202,10 @@ def compare(
     learning_rates: Annotated[
         int | None, typer.Option(help="Tries for each method, of which validation chooses; 3 by default.")
     ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(help="climb, by default: towards the better rates; around: the same for each seed."),
+    ] = None,
     set_: Set = None,
     margin: Annotated[
         float, typer.Option(min=0.0, help="Smaller differences count as none; 0.01 is a point.")
@@ -229,6 +233,7 @@ def compare(
         "sizes": comparing.numbers("sizes", sizes),
         "validation_size": validation_size,
         "learning_rates": learning_rates,
+        "search": search,
         "settings": set_,
     }
     grid_ = comparing.read_grid(

@@ -7,13 +7,14 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ptft_hf import adapters, checkpoints, inference, models, training
-from ptft_hf.comparing.grids import Cell
+from ptft_hf.comparing.grids import CLIMB, Cell
 from ptft_hf.errors import CheckpointError, ModelError
 from ptft_hf.forward import BATCH_SIZE
 from ptft_hf.inference import TrainedModel
@@ -35,7 +36,38 @@ def rates_around(default: float, count: int) -> list[float]:
     chosen to be safe.
     """
     powers = [0] + [sign * step for step in range(1, count) for sign in (1, -1)]
-    return [float(f"{default * 3.0**power:.3g}") for power in powers[:count]]
+    return [_rounded(default * 3.0**power) for power in powers[:count]]
+
+
+def climb(default: float, tried: Sequence[tuple[float, float | None]]) -> float:
+    """The rate to try next: a hill climb from the method's own rate, in factors of three.
+
+    Three times the best one while that is the highest tried, a third while it is the lowest, and between two that are
+    worse the geometric mean with the better of them. So three tries reach up to nine times the default, where
+    :func:`rates_around` ends at three: on 151 intents that was the best of its three in 52 of 54 cells, and beyond
+    it six of nine methods gained 12 to 38 points (``benchmarks/REPORT.md``).
+
+    Args:
+        default: The method's own.
+        tried: Rates and their scores, higher is better; None where training diverged. Of equal scores the highest
+            rate counts, since what has not begun to learn needs a higher one.
+    """
+    if not tried:
+        return _rounded(default)
+    scores = {rate: -inf if score is None else score for rate, score in tried}
+    rates = sorted(scores)
+    best = max(rates, key=lambda rate: (scores[rate], rate))
+    if best == rates[-1] and scores[best] > -inf:
+        return _rounded(best * 3)
+    if best in (rates[0], rates[-1]):
+        return _rounded(rates[0] / 3)
+    place = rates.index(best)
+    beside = max(rates[place - 1], rates[place + 1], key=scores.__getitem__)
+    return _rounded((best * beside) ** 0.5)
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")
 
 
 def run_cell(cell: Cell, folder: Path, *, keep_weights: bool = False) -> dict[str, Any]:
@@ -60,7 +92,10 @@ def run_cell(cell: Cell, folder: Path, *, keep_weights: bool = False) -> dict[st
     shutil.rmtree(folder, ignore_errors=True)
     tries: list[dict[str, Any]] = []
     ready: Ready | None = None
-    for rate in learning_rates(cell):
+    given = learning_rates(cell)
+    for planned in given:
+        scores = [(one["learning_rate"], one.get("score")) for one in tries]
+        rate = climb(given[0], scores) if cell.search == CLIMB else planned
         place = folder / f"learning_rate-{rate:g}"
         try:
             found, record = run_try(cell, rate, place)
@@ -68,13 +103,13 @@ def run_cell(cell: Cell, folder: Path, *, keep_weights: bool = False) -> dict[st
             tries.append({"learning_rate": rate, "error": str(error)})
             continue
         ready = ready or found
-        tries.append({"learning_rate": rate, "record": record, "folder": place})
+        metric, lower = metric_of(record, ready.task.best_metric)
+        score = record["metrics"]["validation"][metric] * (-1.0 if lower else 1.0)
+        tries.append({"learning_rate": rate, "record": record, "folder": place, "score": score})
     done = [one for one in tries if "record" in one]
     if ready is None or not done:
         raise ModelError(*(f"learning rate {one['learning_rate']:g}: {one['error']}" for one in tries))
-    metric, lower = metric_of(done[0]["record"], ready.task.best_metric)
-    sign = -1.0 if lower else 1.0
-    chosen = max(done, key=lambda one: sign * one["record"]["metrics"]["validation"][metric])
+    chosen = max(done, key=lambda one: one["score"])
     started = time.perf_counter()
     trained = inference.load(chosen["folder"])
     seconds = time.perf_counter() - started
@@ -97,7 +132,8 @@ def run_cell(cell: Cell, folder: Path, *, keep_weights: bool = False) -> dict[st
 
 
 def learning_rates(cell: Cell) -> list[float]:
-    """The rates that the cell tries: those given, or some around the recipes' own or the method's default."""
+    """The rates that the cell tries: those given, or some around the recipes' own or the method's default. A climb
+    starts at the first and makes as many tries."""
     if not isinstance(cell.rates, int):
         return [float(rate) for rate in cell.rates]
     plan = make_plan(cell.model, cell.task, cell.adapter, cell.training)

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,6 +22,8 @@ from ptft_hf.recipes.documents import read
 
 ALL = "all"
 """The size of a training set that is taken whole."""
+CLIMB: Final = "climb"
+AROUND: Final = "around"
 FORMAT = 1
 """Part of every cell's identity; to be raised when a cell's numbers would mean something else."""
 
@@ -53,8 +55,11 @@ class Grid(BaseModel):
     validation_size: Size | None = None
     """Rows of validation; None takes all. Every try is scored on them after every epoch."""
     learning_rates: Annotated[int, Field(ge=1, le=9)] | dict[str, Rates] = 3
-    """How many each method tries (see :func:`ptft_hf.comparing.cells.rates_around`), or for each adapter its own,
-    equally many."""
+    """How many each method tries, or for each adapter its own, equally many."""
+    search: Literal["climb", "around"] = CLIMB
+    """Which rates are tried where their number is given: ``climb`` goes from the method's default towards the better
+    (:func:`ptft_hf.comparing.cells.climb`), ``around`` takes the same for each seed
+    (:func:`ptft_hf.comparing.cells.rates_around`)."""
     settings: list[str] = []
     """``key=value`` as after ``--set``, for every cell."""
 
@@ -77,8 +82,9 @@ class Grid(BaseModel):
         if problems:
             raise RecipeError(*dict.fromkeys(problems))
         sizes = [None if size == ALL else int(size) for size in self.sizes]
+        search = self.search if isinstance(self.learning_rates, int) else AROUND
         return [
-            Cell(model, *loaded[t, a][:2], seed, size, self.validation_size, self._rates(a), loaded[t, a][2])
+            Cell(model, *loaded[t, a][:2], seed, size, self.validation_size, self._rates(a), loaded[t, a][2], search)
             for model, t, size, seed, a in itertools.product(
                 self.models, range(len(self.tasks)), sizes, self.seeds, range(len(self.adapters))
             )
@@ -140,6 +146,8 @@ class Cell(NamedTuple):
     """Learning rates, or how many around the method's own."""
     training: dict[str, Any]
     """``TrainingArguments`` given for the whole grid."""
+    search: str = AROUND
+    """How rates are found that are not given."""
 
     @property
     def key(self) -> str:
@@ -162,12 +170,14 @@ class Cell(NamedTuple):
         return f"{self.adapter.name} on {self.task.name}, {rows}, seed {self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it: both recipes whole."""
-        return {
+        """As JSON has it: both recipes whole. ``search`` only where rates are searched for, so that cells from before
+        there was such a thing keep their names."""
+        values = {
             **self._asdict(),
             "task": self.task.model_dump(mode="json"),
             "adapter": self.adapter.model_dump(mode="json"),
         }
+        return values if self.search == CLIMB else {k: v for k, v in values.items() if k != "search"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Cell:
