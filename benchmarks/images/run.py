@@ -101,7 +101,10 @@ def report(results: dict[str, dict[str, Any]]) -> str:
     for name, one in first.items():
         values = [found[name]["test"] for found in results.values()]
         shown = ", ".join(f"{value:.3f}" for value in values)
-        rest = [f"{one[key]:,.0f}" if key in one else "" for key in ("trainable", "total", "seconds")]
+        rest = [
+            f"{statistics.mean(found[name][key] for found in results.values()):,.0f}" if key in one else ""
+            for key in ("trainable", "total", "seconds")
+        ]
         lines.append(f"| {name} | {shown} | {statistics.mean(values):.3f} | {' | '.join(rest)} |")
     return "\n".join(lines) + "\n"
 

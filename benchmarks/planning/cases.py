@@ -1,4 +1,4 @@
-"""The runs that forecasts are measured on: models of 5M to 150M parameters, tasks and methods."""
+"""The runs that forecasts are measured on: models of 5M to 110M parameters, tasks and methods."""
 
 from __future__ import annotations
 

@@ -105,8 +105,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="SOURCE[#LABEL]",
-            help="For --next uncertain: a sequence classifier's folder or checkpoint, or package.module:function. "
-            "Its scores are kept.",
+            help="For --next uncertain: a reward model's run, a sequence classifier's folder or checkpoint, or "
+            "package.module:function. Its scores are kept.",
         ),
     ] = None,
     overlap: Annotated[float, typer.Option(help="Share of pairs that several annotators judge.")] = 0.1,

@@ -48,7 +48,7 @@ Task = Annotated[str, typer.Option(help="Task recipe: a name from `ptft ls tasks
 Adapter = Annotated[
     str,
     typer.Option(
-        help="Adapter recipe: a name from `ptft ls adapters`, a YAML file, or the folder of an earlier adapter."
+        help="Adapter recipe: a name from `ptft ls adapters`, a YAML file, or the folder of an earlier run."
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest intact checkpoint.")]

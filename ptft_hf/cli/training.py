@@ -43,7 +43,7 @@ def train(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fine-tune a checkpoint, choose the best step on validation, test once, save, and prove the save."""
+    """Fine-tune a checkpoint, choose the best step on validation (--algorithm: the last), test, save and prove it."""
     from ptft_hf import recipes
 
     if algorithm is not None or reward:
@@ -111,8 +111,9 @@ def ppo(
     reward: Annotated[
         list[str],
         typer.Option(
-            metavar="[WEIGHT*]SOURCE[#LABEL]",
-            help="A sequence classifier's folder or checkpoint, or package.module:function. Several are added up.",
+            metavar="[WEIGHT*]SOURCE[#LABEL[:logit]]",
+            help="A reward model's run (preference), a sequence classifier's folder or checkpoint (LABEL's "
+            "probability, or its logit), or package.module:function. Several are added up.",
         ),
     ],
     task: Annotated[str, typer.Option(help="Recipe of prompts: a name from `ptft ls tasks`, or a YAML file.")],

@@ -44,8 +44,8 @@ def climb(default: float, tried: Sequence[tuple[float, float | None]]) -> float:
 
     Three times the best one while that is the highest tried, a third while it is the lowest, and between two that are
     worse the geometric mean with the better of them. So three tries reach up to nine times the default, where
-    :func:`rates_around` ends at three: on 151 intents that was the best of its three in 52 of 54 cells, and beyond
-    it six of nine methods gained 12 to 38 points (``benchmarks/REPORT.md``).
+    :func:`rates_around` ends at three: on 151 intents that was the best of its three in 52 of 54 cells, and six of
+    nine methods gained 12 to 38 points beyond it, at 9 to 100 times their defaults (``benchmarks/REPORT.md``).
 
     Args:
         default: The method's own.

@@ -20,7 +20,7 @@ def packed_linears(model: nn.Module, dtype: torch.dtype | None = None) -> Iterat
     """Have ``nn.Linear`` layers computed by oneDNN from weights that are packed once, in float32 or bfloat16.
 
     Otherwise the weights are put in order anew at each call, which is most of its time where rows are few, as while a
-    text is written (on an AMD EPYC, 8 rows of SmolLM2's layers: in float32, where ``nn.Linear`` asks MKL, 1.6 to 3.3
+    text is written (8 rows of SmolLM2's layers: in float32, where ``nn.Linear`` asks MKL, 1.6 to 3.3
     times as fast, in bfloat16 1.1 to 1.9 times; ``benchmarks/speed/packing.py``), and under autocast converted anew.
     Results differ by rounding alone, in bfloat16 not at all. The operators are those that ``torch.compile`` uses for
     frozen weights; without them, with gradients, and elsewhere than on a CPU layers stay as they are. Weights may
