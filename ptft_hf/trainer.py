@@ -22,16 +22,17 @@ from ptft_hf import checkpoints, forward, frozen
 from ptft_hf.adapters import Adapter
 from ptft_hf.adapters.states import STATE, load_state, save_state
 from ptft_hf.atomic import AtomicCheckpoints
+from ptft_hf.by_recipe import ByRecipe, without_dropout
 from ptft_hf.callbacks import Clock
 from ptft_hf.errors import RecipeError
-from ptft_hf.models import adapter_kind, depths, plain_model, trains_rows_alone, trunk_of
+from ptft_hf.models import adapter_kind
 from ptft_hf.models.lm_heads import LazyLogits, states_kept
 from ptft_hf.resuming import RunningState, check_best
 from ptft_hf.sampling import EpochSampler
 from ptft_hf.tasks import Task, figures
 
 
-class Trainer(AtomicCheckpoints, transformers.Trainer):
+class Trainer(AtomicCheckpoints, ByRecipe, transformers.Trainer):
     """Trains ``model`` on encoded rows of ``task``.
 
     Args:
@@ -145,12 +146,6 @@ class Trainer(AtomicCheckpoints, transformers.Trainer):
         batch = self._prepare_inputs(self.data_collator(rows.select([0]).to_list()))
         return not self.args.torch_compile and figures.can_be_lazy(self.model, batch)
 
-    def quieten(self) -> None:
-        """Take the frozen part of the trunk out of training mode, and with it its dropout."""
-        for module in self.quiet:
-            # Gradient checkpointing happens in training mode alone.
-            module.training = bool(getattr(module, "gradient_checkpointing", False))
-
     def evaluation_loop(
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
@@ -181,45 +176,6 @@ class Trainer(AtomicCheckpoints, transformers.Trainer):
         lengths = rows["length"][:] if strategy == "group_by_length" else None
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return EpochSampler(len(rows), batch, self.args.seed, lengths=lengths, weights=weights)
-
-    # ---- optimizer ----
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        """AdamW in upstream's groups, or the method's; by depth if the recipe has ``layerwise_lr_decay`` or a head
-        rate."""
-        if self.optimizer is None:
-            model = self.model if model is None else model
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            rate = options.setdefault("lr", self.args.learning_rate)
-            if self.recipe.layerwise_lr_decay or self.recipe.head_learning_rate:
-                self.optimizer = kind(self.parameter_groups(model, rate), **options)
-            else:
-                self.optimizer = self.method.optimizer(model, kind, options, self.args.weight_decay)
-        return super().create_optimizer(model)
-
-    def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Upstream's, without embeddings of which some rows alone are trained: decay would move the others."""
-        some = {name for name, p in model.named_parameters() if trains_rows_alone(p)}
-        return [name for name in super().get_decay_parameter_names(model) if name not in some]
-
-    def parameter_groups(self, model: Any, rate: float) -> list[dict[str, Any]]:
-        """Rate of depth ``d`` of ``L`` layers: ``rate * decay ** (L + 1 - d)`` (Howard & Ruder 2018; ELECTRA);
-        the head has ``rate``, or its own."""
-        recipe, decayed = self.recipe, set(self.get_decay_parameter_names(model))
-        depth = depths(model, self.head)
-        top = max(depth.values())
-        groups: dict[tuple[int, bool], dict[str, Any]] = {}
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            d = depth[name]
-            lr = rate * (recipe.layerwise_lr_decay or 1.0) ** (top - d)
-            if d == top and recipe.head_learning_rate is not None:
-                lr = recipe.head_learning_rate
-            decay = self.args.weight_decay if name in decayed else 0.0
-            groups.setdefault((d, decay > 0), {"params": [], "lr": lr, "weight_decay": decay})
-            groups[d, decay > 0]["params"].append(parameter)
-        return [groups[key] for key in sorted(groups)]
 
     # ---- checkpoints ----
 
@@ -267,38 +223,3 @@ class Trainer(AtomicCheckpoints, transformers.Trainer):
         result = super()._evaluate(*args, **kwargs)
         self.clock.aside += time.perf_counter() - started
         return result
-
-
-def without_dropout(model: nn.Module, own: tuple[type, ...] = ()) -> list[nn.Module]:
-    """Modules of the frozen part of the trunk, to be kept out of training mode so that their dropout is off.
-
-    Frozen weights cannot co-adapt, and drawing dropout's random numbers is a fifth of a CPU step. A layer
-    with trained pretrained weights keeps its dropout, as does the head.
-
-    Args:
-        model: The model that is trained.
-        own: Types of a method's own modules, which keep theirs, too.
-    """
-    base = plain_model(model)
-    trunk = trunk_of(base)
-    quiet: list[nn.Module] = []
-
-    def visit(module: nn.Module, unit: bool) -> bool:
-        """Collect the quiet modules below and tell whether all of ``module`` is frozen. Inside a unit (a
-        layer, or a part of the trunk without layers) it is all or nothing."""
-        if isinstance(module, own):
-            return True
-        unit = unit or not any(isinstance(m, nn.ModuleList) for m in module.modules())
-        mark = len(quiet)
-        frozen = not any(p.requires_grad for p in module.parameters(recurse=False))
-        for child in module.children():
-            frozen = visit(child, unit or isinstance(module, nn.ModuleList)) and frozen
-        if not frozen and unit:
-            del quiet[mark:]
-        if frozen:
-            quiet.append(module)
-        return frozen
-
-    if trunk is not base:
-        visit(trunk, False)
-    return quiet

@@ -67,6 +67,7 @@ def run(algorithm: str, base: Path, folder: Path, adapter: Any = "lora/r16_all_l
     ("algorithm", "adapter"),
     [
         ("dpo", "lora/r16_all_linear"),
+        ("dpo", "lora/pissa"),
         ("dpo", "full/default"),
         ("kto", "lora/r16_all_linear"),
         ("grpo", "lora/r16_all_linear"),
@@ -138,9 +139,12 @@ def test_an_sft_adapter_is_trained_further_and_is_the_reference(tmp_path: Path) 
     assert one.keys() == other.keys() and any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("adapter", ["lora/r16_all_linear", "lora/loraplus", "lora/pissa"])
+def test_a_run_that_was_killed_goes_on_and_ends_alike(
+    adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, saved = checkpoint(tmp_path / "base"), {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
-    run("dpo", base, tmp_path / "whole", settings=saved)
+    run("dpo", base, tmp_path / "whole", adapter, settings=saved)
 
     def die(self: Any) -> None:
         raise KeyboardInterrupt
@@ -148,12 +152,12 @@ def test_a_run_that_was_killed_goes_on_and_ends_alike(tmp_path: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(by_trl.Run, "finish", die)
         with pytest.raises(KeyboardInterrupt):
-            run("dpo", base, tmp_path / "killed", settings=saved)
+            run("dpo", base, tmp_path / "killed", adapter, settings=saved)
     places = sorted((tmp_path / "killed" / "checkpoints").glob("checkpoint-*"))
     assert len(places) == 3
     assert all((place / "manifest.json").is_file() for place in places)
     (places[-1] / "adapter_model.safetensors").write_bytes(b"")  # the newest is broken
-    run("dpo", base, tmp_path / "killed", settings=saved, resume=True)
+    run("dpo", base, tmp_path / "killed", adapter, settings=saved, resume=True)
     one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -191,8 +195,8 @@ def test_long_prompts_are_left_out_and_pairs_are_cut(tmp_path: Path) -> None:
     seen: list[int] = []
     original = by_trl.Run._trainer
 
-    def kept(self: Any, model: Any) -> Any:
-        trainer = original(self, model)
+    def kept(self: Any, *given: Any) -> Any:
+        trainer = original(self, *given)
         seen.append(trainer.args.max_length)
         return trainer
 

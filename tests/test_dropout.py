@@ -10,8 +10,8 @@ import pytest
 import transformers
 from torch import nn
 
+from ptft_hf.by_recipe import without_dropout
 from ptft_hf.recipes import PartialRecipe
-from ptft_hf.trainer import without_dropout
 from tests.conftest import rows
 from tests.runs import build, equal_weights, splits, weights
 

@@ -134,7 +134,7 @@ LAYERS = [
     {"checkpoints", "card", "onnx_models"},
     {"inference", "inspecting"},
     {"preparing", "exporting"},
-    {"sampling", "rounding", "atomic"},
+    {"sampling", "rounding", "atomic", "by_recipe"},
     {"resuming", "callbacks", "frozen"},
     {"trainer"},
     {"records", "building"},

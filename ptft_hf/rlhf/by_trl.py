@@ -17,14 +17,13 @@ import torch
 
 from ptft_hf import adapters, checkpoints, data, models, recipes, records, report, settings, training
 from ptft_hf.allocator import let_go
-from ptft_hf.atomic import AtomicCheckpoints
 from ptft_hf.callbacks import MetricsLog, Progress
 from ptft_hf.errors import DataError, ModelError, RecipeError
 from ptft_hf.models import adapter_kind, plain_model
 from ptft_hf.recipes.algorithms import Settings, load_algorithm, option_names
 from ptft_hf.recipes.algorithms import said as said_of
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
-from ptft_hf.rlhf import rewards, roles, saving, trl_rows
+from ptft_hf.rlhf import rewards, roles, saving, trl_rows, trl_trainers
 from ptft_hf.rlhf.preparing import check_start, longest_prompt, of_adapter_folder
 from ptft_hf.rlhf.records import contents
 from ptft_hf.tasks.prompting import render
@@ -132,6 +131,7 @@ class Run:
         if source is None:
             raise DataError(f"{given.task.name}: names no data; add data: to the recipe, or pass data in Python")
         transformers.set_seed(seed)
+        self.method = adapters.build(given.adapter, earlier)
         self.arguments = self._arguments()
         self.reference = str(Path(model).resolve()) if Path(model).is_dir() else model
         self.options = models.options_of(self.reference, given.task.model_options)
@@ -151,11 +151,11 @@ class Run:
         if note := models.ensure_padding(loaded.model, self.tokenizer):
             self.notes.append(note)
         with models.quiet():
-            attached = adapters.build(given.adapter, earlier).attach(loaded.model, loaded.head, "CAUSAL_LM")
+            attached = self.method.attach(loaded.model, loaded.head, "CAUSAL_LM")
         several = reward if isinstance(reward, list | tuple) else [reward]
         self.rewards = None if reward is None else rewards.build(several, lambda _: None, BATCH)
         self.contents = contents(earlier or self.reference, several, self.rewards)
-        self.trainer = self._trainer(attached)
+        self.trainer = self._trainer(attached, loaded.head)
 
     # ---- rows ----
 
@@ -170,11 +170,10 @@ class Run:
 
     # ---- the trainer ----
 
-    def _trainer(self, model: Any) -> Any:
+    def _trainer(self, model: Any, head: Sequence[str]) -> Any:
         with models.quiet():
             import trl
         kind = getattr(trl, self.given.algorithm.trainer)
-        trainer = type(f"Atomic{kind.__name__}", (AtomicCheckpoints, kind), {})
         options: dict[str, Any] = {
             "model": model,
             "args": self.arguments,
@@ -189,7 +188,7 @@ class Run:
             options["ref_model"] = copy.deepcopy(model)
         try:
             with models.quiet():
-                made = trainer(**options)
+                made = trl_trainers.build(kind, self.method, head, **options)
             models.copy_rows(model, "default", "ref")  # which TRL leaves out of its reference
             return made
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -213,7 +212,7 @@ class Run:
             "disable_tqdm": True,
             "bf16": settings.bf16_is_faster(),
             "use_cpu": not torch.cuda.is_available() and not torch.backends.mps.is_available(),
-            "learning_rate": adapters.build(self.given.adapter, self.earlier).learning_rate,
+            "learning_rate": self.method.learning_rate,
         }
         limit = self.given.task.model.get("max_length")
         if limit is not None and "max_length" in option_names(self.given.algorithm):
@@ -279,6 +278,7 @@ class Run:
     def finish(self) -> dict[str, Any]:
         """Evaluate, save beside the final place, prove, publish."""
         model, peak = self.trainer.accelerator.unwrap_model(self.trainer.model), records.peak_memory_mb()
+        parameters = models.count_parameters(model)
         if not self.trainer.is_deepspeed_enabled:
             let_go(self.trainer.optimizer)
         metrics = {}
@@ -294,14 +294,14 @@ class Run:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         with models.quiet():
-            model = models.in_dtype(model, torch.float32).eval()
+            model = models.in_dtype(self.method.finish(model), torch.float32).eval()
             if adapter_kind(model) is None:
                 model.save_pretrained(staging)
             else:
                 saving.save_adapter(model, "default", staging)
                 models.base_config(plain_model(model)).save_pretrained(staging)
             self.tokenizer.save_pretrained(staging)
-        record = self._record(metrics, peak, models.count_parameters(model))
+        record = self._record(metrics, peak, parameters)
         record["proof"] = self._prove(model, staging)
         record["training"]["bytes_on_disk"] = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
         report.curves(self.folder / "metrics.jsonl", staging / "curves.png", "loss")
