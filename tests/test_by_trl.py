@@ -296,6 +296,8 @@ def test_nobody_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("dpo", {"settings": {"learnin_rate": 1}}, "learnin_rate"),
         ("dpo", {"settings": {"output_dir": "x"}}, "--set output_dir: cannot be set here"),
         ("dpo", {"adapter": "bottleneck/pfeiffer"}, "TRL trains with a method of PEFT or in full, not bottleneck"),
+        ("grpo", {"adapter": "adalora/r12_to_8"}, "do not train adalora: its ranks are cut by a schedule of its own"),
+        ("dpo", {"adapter": "prefix/tokens20"}, "TRL's trainers do not train prefix: a prefix is no adapter in"),
     ],
 )
 def test_faults_are_told_before_anything_is_written(

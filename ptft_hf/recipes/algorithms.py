@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from ptft_hf.errors import RecipeError, did_you_mean
 from ptft_hf.recipes import load_run, resolve_training
-from ptft_hf.recipes.documents import Document, Origin, parse
+from ptft_hf.recipes.documents import Document, Origin, parse, shown
+from ptft_hf.recipes.idle import ADAPTER, TASK, dropouts, idle_faults
 from ptft_hf.recipes.models import AdapterRecipe, FullRecipe, PeftRecipe, TaskRecipe
+from ptft_hf.recipes.overrides import Overrides
 from ptft_hf.recipes.ppo import config_of
 from ptft_hf.recipes.prompts import PromptsRecipe
 from ptft_hf.recipes.upstream import class_fields, training_argument_names
@@ -39,6 +41,13 @@ ALGORITHMS = {
 PREFIX = "algorithm."
 SAMPLING = {"response_length": "max_completion_length", "temperature": "temperature"}
 """What of a recipe's ``ppo`` holds for TRL's algorithms, too, and its name there."""
+METHODS = {
+    "ADALORA": "its ranks are cut by a schedule of its own",
+    "PREFIX_TUNING": "a prefix is no adapter in the layers",
+}
+"""Of PEFT, that TRL's trainers cannot train, and why."""
+NOT_TURNED_OFF = ("module_dropout", "rank_dropout")
+"""Of PEFT's, by TRL's ``disable_dropout``, which knows ``nn.Dropout`` alone."""
 
 
 class Settings(NamedTuple):
@@ -54,7 +63,12 @@ class Settings(NamedTuple):
 
 
 def load_algorithm(
-    name: str, task: str | Path | TaskRecipe, adapter: str | Path | AdapterRecipe, sets: Sequence[str] = ()
+    name: str,
+    task: str | Path | TaskRecipe,
+    adapter: str | Path | AdapterRecipe,
+    sets: Sequence[str] = (),
+    *,
+    further: bool = False,
 ) -> Settings:
     """Load and check all settings of a run by TRL.
 
@@ -63,6 +77,7 @@ def load_algorithm(
         task: A catalogue name, a file, or a recipe, of the algorithm's family.
         adapter: The same of an adapter: a method of PEFT, or ``full``.
         sets: As after ``--set``; ``algorithm.NAME=value`` is a field of TRL's config.
+        further: The adapter's recipe is that of an earlier run, which is trained further.
 
     Raises:
         RecipeError: With every fault of all of them.
@@ -81,14 +96,44 @@ def load_algorithm(
         problems.append(f"{the_task.name}: {name} learns from {algorithm.family}, and this is {the_task.family}")
     if not isinstance(the_adapter, PeftRecipe | FullRecipe):
         problems.append(f"{the_adapter.name}: TRL trains with a method of PEFT or in full, not {the_adapter.family}")
+    elif reason := METHODS.get(getattr(the_adapter, "peft_type", "")):
+        problems.append(f"{the_adapter.name}: TRL's trainers do not train {the_adapter.family}: {reason}; use LoRA")
+    training = resolve_training({}, the_task.training, the_adapter.training, overrides.training)
+    problems += _idle(name, the_task, the_adapter, overrides, options, training, further)
     if isinstance(the_task, PromptsRecipe):
         config, faults = config_of(the_task.ppo, the_task.name, {})
         problems += faults
         options = {SAMPLING[key]: getattr(config, key, None) for key in SAMPLING if key in the_task.ppo} | options
     if problems:
         raise RecipeError(*problems)
-    training = resolve_training({}, the_task.training, the_adapter.training, overrides.training)
     return Settings(algorithm, the_task, the_adapter, training, options)
+
+
+def _idle(
+    name: str,
+    task: TaskRecipe,
+    adapter: AdapterRecipe,
+    overrides: Overrides,
+    options: Mapping[str, Any],
+    training: Mapping[str, Any],
+    further: bool,
+) -> list[str]:
+    """Faults of what would have no effect. Of a recipe's ``ppo`` that is what ``--set`` names alone."""
+    no_effect = f"has no effect with --algorithm {name}"
+    why = f"{no_effect}; leave it out"
+    problems = idle_faults(task, TASK, overrides.task, why)
+    problems += idle_faults(adapter, ADAPTER, overrides.adapter, why, further)
+    if not ALGORITHMS[name].rewards and options.get("disable_dropout", True):
+        off = f"{no_effect}, where dropout is off; leave it out, or --set algorithm.disable_dropout=false"
+        problems += idle_faults(adapter, dropouts(adapter, NOT_TURNED_OFF), overrides.adapter, off, further)
+    if smoothing := training.get("label_smoothing_factor"):
+        problems.append(f"training.label_smoothing_factor: {shown(smoothing)} {why}")
+    of_ppo = overrides.task.get("ppo", {})
+    return problems + [
+        f"--set task.ppo.{key}: {shown(of_ppo[key])} {why}"
+        for key in of_ppo
+        if key not in SAMPLING
+    ]
 
 
 @cache

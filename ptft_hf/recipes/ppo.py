@@ -12,11 +12,15 @@ from ptft_hf.errors import RecipeError, did_you_mean
 from ptft_hf.recipes import load_run, saved_adapter_kind
 from ptft_hf.recipes.documents import Document, Origin, parse
 from ptft_hf.recipes.explaining import explain
+from ptft_hf.recipes.idle import ADAPTER, TASK, dropouts, idle_faults
 from ptft_hf.recipes.models import AdapterRecipe, FullRecipe, PeftRecipe
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
 
 DEFAULT_ADAPTER = "lora/r16_all_linear"
 """Of a policy that is a checkpoint."""
+RATES = ("loraplus_lr_ratio", "layerwise_lr_decay")
+"""Policy and critic have a rate each."""
+IDLE = "has no effect with PPO; leave it out"
 
 
 def check_ppo(policy: str, task: str, adapter: str | None, sets: Sequence[str]) -> None:
@@ -30,7 +34,11 @@ def check_ppo(policy: str, task: str, adapter: str | None, sets: Sequence[str]) 
 
 
 def load_ppo(
-    task: str | Path | PromptsRecipe, adapter: str | Path | AdapterRecipe, sets: Sequence[str] = ()
+    task: str | Path | PromptsRecipe,
+    adapter: str | Path | AdapterRecipe,
+    sets: Sequence[str] = (),
+    *,
+    further: bool = False,
 ) -> tuple[PromptsRecipe, AdapterRecipe, PPOConfig]:
     """Load and check all settings of a PPO run.
 
@@ -39,6 +47,7 @@ def load_ppo(
         adapter: A catalogue name, a file, or a recipe: a method of PEFT, or ``full``.
         sets: ``key=value``: a bare name is an option of :class:`PPOConfig`; ``task.*``, ``adapter.*``, ``model.*``
             are fields of the recipes.
+        further: The adapter's recipe is that of an earlier run, which is trained further.
 
     Raises:
         RecipeError: With every fault of all of them.
@@ -46,18 +55,24 @@ def load_ppo(
     dotted = [pair for pair in sets if "." in pair.partition("=")[0]]
     given, problems = _options([pair for pair in sets if pair not in dotted])
     try:
-        the_task, the_adapter, _ = load_run(task, adapter, dotted)
+        the_task, the_adapter, overrides = load_run(task, adapter, dotted)
     except RecipeError as error:
         raise RecipeError(*error.problems, *problems, *config_of(given, "", given)[1]) from error
     if not isinstance(the_task, PromptsRecipe):
         problems.append(
             f"{the_task.name}: PPO needs prompts, a recipe of the family prompts, not {the_task.family}"
         )
-        raise RecipeError(*problems)
     if not isinstance(the_adapter, PeftRecipe | FullRecipe):
         problems.append(
             f"{the_adapter.name}: PPO trains with a method of PEFT or in full, not with {the_adapter.family}"
         )
+    names = (*RATES, *ADAPTER, *dropouts(the_adapter))
+    problems += idle_faults(the_adapter, names, overrides.adapter, IDLE, further)
+    problems += idle_faults(the_task, TASK, overrides.task, IDLE)
+    if "training" in overrides.adapter:
+        problems.append("--set adapter.training: has no effect with PPO, whose own options stand alone: NAME=value")
+    if not isinstance(the_task, PromptsRecipe):
+        raise RecipeError(*problems)
     config, faults = config_of({**the_task.ppo, **given}, the_task.name, given)
     if problems or faults or config is None:
         raise RecipeError(*problems, *faults)

@@ -77,7 +77,7 @@ def train_by_trl(
     pairs = [f"{k}={json.dumps(v)}" for k, v in settings.items()] if isinstance(settings, Mapping) else list(settings)
     earlier = Path(adapter) if recipes.saved_adapter_kind(adapter) == "peft" else None
     recipe = of_adapter_folder(earlier)[0] if earlier else adapter
-    given = load_algorithm(algorithm, task, recipe, pairs)
+    given = load_algorithm(algorithm, task, recipe, pairs, further=earlier is not None)
     if given.algorithm.rewards and reward is None:
         raise RecipeError(f"reward: {algorithm} needs one: --reward SOURCE")
     if not given.algorithm.rewards and reward is not None:

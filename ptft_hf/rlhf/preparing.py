@@ -95,7 +95,7 @@ def make_plan(
         adapter = DEFAULT_ADAPTER
     elif not isinstance(adapter, str | Path | AdapterRecipe):
         start, adapter = adapter, adapters.recipe_of_config(adapter)
-    the_task, the_adapter, config = load_ppo(task, adapter, pairs)
+    the_task, the_adapter, config = load_ppo(task, adapter, pairs, further=kind is not None)
     make_schedule(config, torch.optim.SGD([torch.zeros(1)], lr=1.0), 1)  # it is refused before anything is loaded
     return Plan(reference, base, start, the_task, the_adapter, config, given_rewards, judge, seed)
 
