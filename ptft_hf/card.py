@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ptft_hf import recipes, tasks
+from ptft_hf import models, recipes, tasks
 from ptft_hf.recipes import from_nothing
+from ptft_hf.recipes.algorithms import ALGORITHMS
 
 CARD = """---
 {header}---
@@ -37,6 +38,21 @@ UPSTREAM = """With plain {plain}:
 {code}
 ```
 
+"""
+
+POLICY_CARD = """---
+{header}---
+# {title}
+
+{what}
+
+{figures}
+
+{files}
+
+## Use it
+
+{upstream}
 """
 
 OURS_ALONE = {
@@ -110,6 +126,22 @@ class Verbatim(str):
         return str(self)
 
 
+PPO_FIGURES = {
+    "objective/scores": "score",
+    "objective/judge": "held-out judge",
+    "objective/kl": "KL from the reference, nats an answer",
+    "objective/rlhf_reward": "score less KL penalty",
+    "policy/entropy_avg": "entropy, nats a token",
+    "val/answer_length": "answer length, tokens",
+    "val/ended": "answers that end by themselves",
+    "val/explained_variance": "critic's explained variance",
+    "policy/clipfrac_avg": "clipped ratios",
+}
+"""What is shown of PPO's metrics, and how it is called."""
+
+NOT_SHOWN = ("runtime", "samples_per_second", "steps_per_second", "epoch", "eval_num_tokens")
+"""What is not shown of TRL's metrics."""
+
 LOAD = """from ptft_hf import load
 
 model = load({folder!r})"""
@@ -123,10 +155,12 @@ model = load(snapshot_download({folder!r}))"""
 def model_card(run: Mapping[str, Any], kind: str | None, repository: str | None = None) -> str:
     """README.md of an output folder, with the lines that load it by upstream's libraries alone, where they can;
     from the Hub, where it stands in a ``repository`` there. ``kind`` is as :func:`ptft_hf.models.adapter_kind`'s."""
-    facts, usage = run["model"], usage_of(run)
     folder = repository or run["output_dir"]
+    if is_policy(run):
+        return _policy_card(run, kind, folder)
+    facts, usage = run["model"], usage_of(run)
     return CARD.format(
-        header=_header(run, kind),
+        header=_header(facts["source"], kind, run["task"]["family"]),
         title=f"{_short(facts)}, {run['task']['name'].removesuffix('.yaml')}",
         what=_what(run),
         figures=_figures(run),
@@ -162,6 +196,57 @@ def onnx_card(run: Mapping[str, Any], folder: str, compared: Mapping[str, Any]) 
     )
 
 
+def is_policy(run: Mapping[str, Any]) -> bool:
+    """Whether a run trained a language model for rewards or on preferences, by PPO or by TRL: it has no task whose
+    inputs it answers."""
+    return run.get("stage") in ("ppo", *ALGORITHMS)
+
+
+def _policy_card(run: Mapping[str, Any], kind: str | None, folder: str) -> str:
+    facts, by, training = run["model"], run["stage"].upper(), run["training"]
+    source, options = models.located(facts["reference"], facts["options"])
+    dtype = str(options.get("dtype", facts["dtype"])).removeprefix("torch.")
+    of_base = {"source": source, "options": options, "dtype": dtype, "auto_class": "AutoModelForCausalLM", "head": ()}
+    name, ppo = Path(facts["policy"]).name, run["stage"] == "ppo"
+    reward = f" for the reward `{run['reward']}`" if run["reward"] else ""
+    length = (
+        f"{training['updates']:,} updates of {training['answers_per_update']:,} answers"
+        if ppo
+        else f"{training['steps']:,} steps of TRL {run['trl']}"
+    )
+    merged = " The adapter is merged into its base: this is a whole model." if "merged_from" in run else ""
+    heads = ("first updates", "last updates") if ppo else tuple(run["metrics"])
+    table = [("", *heads), ("---", *("---:" for _ in heads)), *figures_of_policy(run)]
+    return POLICY_CARD.format(
+        header=_header(source, kind, run["stage"]),
+        title=f"{name}, {by} on {run['task']['name'].removesuffix('.yaml')}",
+        what=f"`{name}`, trained by {by} with `{run['adapter']['name']}` on `{run['task']['name']}`{reward}, over "
+        f"{length} (seed {run['seed']}).{merged}",
+        figures="\n".join(f"| {' | '.join(row)} |" for row in table),
+        files="The critic is in `critic/`; every setting is in `run.json`, the curves are in `curves.png`, answers "
+        "through training in `samples.html`."
+        if ppo and not merged
+        else "Every setting is in `run.json`, the curves are in `curves.png`.",
+        upstream=UPSTREAM.format(
+            plain="`peft` and `transformers`" if kind else "`transformers`",
+            code=_code({**facts, **of_base}, folder, bool(kind), "AutoTokenizer", own_generation=False).rstrip(),
+        ).rstrip(),
+    )
+
+
+def figures_of_policy(run: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Title of each figure, and its values over the first and the last updates of PPO, or on TRL's splits; ``-``
+    where it could not be computed, as the explained variance of returns that are all the same."""
+    columns = list(run["metrics"].values())
+    named = {name: name.removeprefix("eval_") for values in columns for name in values if name not in NOT_SHOWN}
+    found: list[tuple[str, ...]] = []
+    for name, title in (PPO_FIGURES if run["stage"] == "ppo" else named).items():
+        values = [column.get(name) for column in columns]
+        if any(value is not None for value in values):
+            found.append((title, *("-" if value is None else f"{value:.4f}" for value in values)))
+    return found
+
+
 def usage_of(run: Mapping[str, Any]) -> tasks.Usage:
     """The family's own lines of the card."""
     task = tasks.build(recipes.task_from_dict(run["task"]))
@@ -172,15 +257,14 @@ def usage_of(run: Mapping[str, Any]) -> tasks.Usage:
 LIBRARY = {None: "transformers", "bottleneck": "ptft_hf", "prefix": "ptft_hf"}
 
 
-def _header(run: Mapping[str, Any], kind: str | None) -> str:
+def _header(source: str, kind: str | None, tag: str) -> str:
     """YAML front matter. The Hub takes as ``base_model`` nothing but the name of a model that it has."""
     import yaml
 
-    source = run["model"]["source"]
     header: dict[str, Any] = {"library_name": LIBRARY.get(kind, kind)}
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not Path(source).exists():
         header["base_model"] = source
-    return yaml.safe_dump({**header, "tags": ["ptft_hf", run["task"]["family"]]}, sort_keys=False)
+    return yaml.safe_dump({**header, "tags": ["ptft_hf", tag]}, sort_keys=False)
 
 
 def _short(facts: Mapping[str, Any]) -> str:
@@ -227,8 +311,11 @@ def _facts(run: Mapping[str, Any], usage: tasks.Usage) -> str:
     )
 
 
-def _code(facts: Mapping[str, Any], folder: str, is_peft: bool, reader: str) -> str:
-    """Lines that give the same logits as :func:`ptft_hf.load`."""
+def _code(
+    facts: Mapping[str, Any], folder: str, is_peft: bool, reader: str, *, own_generation: bool = True
+) -> str:
+    """Lines that give the same logits as :func:`ptft_hf.load`; with ``own_generation`` an adapter that writes has a
+    ``generation_config.json``."""
     options = {name: value for name, value in facts["options"].items() if name != "dtype"}
     dtype = facts["dtype"] if is_peft else "float32"
     if not is_peft:
@@ -236,7 +323,8 @@ def _code(facts: Mapping[str, Any], folder: str, is_peft: bool, reader: str) -> 
     quantization = facts.get("quantization") if is_peft else None
     if quantization:
         skipped = sorted({*facts["head"], *(quantization.get("llm_int8_skip_modules") or ())})
-        fields = {**quantization, "llm_int8_skip_modules": skipped}
+        # Without a list transformers itself keeps the output embeddings of a model that writes.
+        fields = {**quantization, **({"llm_int8_skip_modules": skipped} if skipped else {})}
         given = ", ".join(f"{name}={value!r}" for name, value in fields.items())
         options["quantization_config"] = Verbatim(f"BitsAndBytesConfig({given})")
     calls = ", ".join([f"dtype=torch.{dtype}", *(f"{name}={value!r}" for name, value in options.items())])
@@ -249,9 +337,11 @@ def _code(facts: Mapping[str, Any], folder: str, is_peft: bool, reader: str) -> 
         calls=calls,
         grown=GROWN.format(**facts["added_tokens"]) if facts.get("added_tokens") else "",
         also=", BitsAndBytesConfig" if quantization else "",
-        generating=GENERATING if facts["auto_class"] in ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM") else "",
+        generating=GENERATING
+        if own_generation and facts["auto_class"] in ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")
+        else "",
         learning=ONE_LAYOUT if quantization and quantization.get("load_in_4bit") else "",
         in_float32=""
         if dtype == "float32" or quantization
-        else ".float()  # the head was trained in float32",
+        else ".float()  # what was trained is in float32",
     ) + READERS[reader]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ptft_hf import checkpoints, data, feedback, recipes, report, tasks
+from ptft_hf.card import figures_of_policy
 from ptft_hf.comparing import pages
 from ptft_hf.comparing.pages import Section, Table
 from ptft_hf.errors import DataError, OutputError
@@ -331,9 +332,7 @@ def _stage(name: str, run: Mapping[str, Any]) -> Any:
     adapter, model = run["adapter"]["name"], run["model"]["reference"]
     yield f"{model}, {adapter}, {run['task']['name']}: {run['parameters']['trainable']:,} weights trained in {rate}."
     if name == "ppo":
-        from ptft_hf.rlhf.reporting import figures
-
-        yield Table("Over the run", ["", "first updates", "last updates"], figures(run))
+        yield Table("Over the run", ["", "first updates", "last updates"], figures_of_policy(run))
         yield [f"update {one['update']}: {one['text']}" for one in run["findings"]] or "The doctor found nothing."
         return
     metrics = run["metrics"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ptft_hf import adapters, checkpoints, data, models, recipes, records, report, settings, training
+from ptft_hf import adapters, card, checkpoints, data, models, recipes, records, report, settings, training
 from ptft_hf.allocator import let_go
 from ptft_hf.callbacks import MetricsLog, Progress
 from ptft_hf.errors import DataError, ModelError, RecipeError
@@ -303,6 +303,7 @@ class Run:
             self.tokenizer.save_pretrained(staging)
         record = self._record(metrics, peak, parameters)
         record["proof"] = self._prove(model, staging)
+        checkpoints.write_text(staging / "README.md", card.model_card(record, adapter_kind(model)))
         record["training"]["bytes_on_disk"] = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
         report.curves(self.folder / "metrics.jsonl", staging / "curves.png", "loss")
         checkpoints.write_text(staging / "run.json", json.dumps(record, indent=1))

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable
 from typing import Any
 
-from ptft_hf import checkpoints, models, report
+from ptft_hf import card, checkpoints, models, report
 from ptft_hf import records as run_records
 from ptft_hf.allocator import let_go
 from ptft_hf.errors import OutputError
@@ -93,8 +93,8 @@ def finish(run: Any, forecast: Forecast | None = None) -> None:
     reporting.curves(run.history, staging / "curves.png")
     page = reporting.samples_page(reporting.read_lines(folder / "samples.jsonl"))
     (staging / "samples.html").write_text(page, encoding="utf-8")
-    is_adapter = models.adapter_kind(run.roles.policy.model) is not None
-    (staging / "README.md").write_text(reporting.card(record, is_adapter), encoding="utf-8")
+    text = card.model_card(record, models.adapter_kind(run.roles.policy.model))
+    (staging / "README.md").write_text(text, encoding="utf-8")
     record["training"]["bytes_on_disk"] = sum(p.stat().st_size for p in staging.rglob("*") if p.is_file())
     (staging / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     try:

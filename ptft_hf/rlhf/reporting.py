@@ -1,4 +1,4 @@
-"""What a person sees of a PPO run: sums before it, curves, a page of samples, a card, and the table at its end."""
+"""What a person sees of a PPO run: sums before it, curves, a page of samples, and the table at its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ptft_hf import report
-from ptft_hf.card import GROWN
+from ptft_hf.card import PPO_FIGURES, figures_of_policy
 
 PANELS = (
     ("score", ("objective/scores", "objective/judge")),
@@ -23,17 +23,6 @@ PANELS = (
     ("critic: explained variance", ("val/explained_variance",)),
     ("clipped ratios", ("policy/clipfrac_avg",)),
 )
-ROWS = {
-    "objective/scores": "score",
-    "objective/judge": "held-out judge",
-    "objective/kl": "KL from the reference, nats an answer",
-    "objective/rlhf_reward": "score less KL penalty",
-    "policy/entropy_avg": "entropy, nats a token",
-    "val/answer_length": "answer length, tokens",
-    "val/ended": "answers that end by themselves",
-    "val/explained_variance": "critic's explained variance",
-    "policy/clipfrac_avg": "clipped ratios",
-}
 
 
 def curves(history: Sequence[Mapping[str, Any]], picture: Path) -> None:
@@ -47,7 +36,7 @@ def curves(history: Sequence[Mapping[str, Any]], picture: Path) -> None:
             points = [(line["update"], line[name]) for line in history if line.get(name) is not None]
             if points:
                 marker = "o" if len(points) == 1 else None
-                axis.plot(*zip(*points, strict=True), marker=marker, label=ROWS[name])
+                axis.plot(*zip(*points, strict=True), marker=marker, label=PPO_FIGURES[name])
         if len(axis.lines) > 1:
             axis.legend()
         axis.set_title(title, fontsize=10)
@@ -95,63 +84,6 @@ def samples_page(lines: Sequence[Mapping[str, Any]]) -> str:
     return PAGE.format(names=names, sections="\n".join(sections))
 
 
-CARD = """---
-{header}---
-# {title}
-
-`{policy}`, trained by PPO on the prompts of `{task}` for the reward {reward}, over {updates:,} updates of {batch:,}
-answers (seed {seed}).
-
-| | first updates | last updates |
-|---|---:|---:|
-{rows}
-
-The critic is in `critic/`; every setting is in `run.json`, the curves are in `curves.png`, answers through training
-in `samples.html`.
-
-## Use it
-
-```python
-{code}
-```
-"""
-
-ADAPTER_CODE = """from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = {folder!r}  # where this card is
-base = AutoModelForCausalLM.from_pretrained({base!r})
-{grown}model = PeftModel.from_pretrained(base, folder).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)"""
-
-WHOLE_CODE = """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = {folder!r}  # where this card is
-model = AutoModelForCausalLM.from_pretrained(folder).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)"""
-
-
-def card(run: Mapping[str, Any], is_adapter: bool) -> str:
-    """README.md of the finished folder, with the lines that load it by upstream's libraries alone."""
-    base = run["model"]["reference"]
-    added = run["model"].get("added_tokens")
-    grown = GROWN.format(**added) if added else ""
-    code = (ADAPTER_CODE if is_adapter else WHOLE_CODE).format(folder=run["output_dir"], base=base, grown=grown)
-    rows = [f"| {title} | {first} | {last} |" for title, first, last in figures(run)]
-    return CARD.format(
-        header=f"library_name: {'peft' if is_adapter else 'transformers'}\ntags: [ptft_hf, ppo]\n",
-        title=f"{Path(run['model']['policy']).name}, PPO on {run['task']['name'].removesuffix('.yaml')}",
-        policy=Path(run["model"]["policy"]).name,
-        task=run["task"]["name"],
-        reward=f"`{run['reward']}`",
-        updates=run["training"]["updates"],
-        batch=run["training"]["answers_per_update"],
-        seed=run["seed"],
-        rows="\n".join(rows),
-        code=code,
-    )
-
-
 def ends(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
     """Means of the figures over the first and the last tenth of the updates (at least one)."""
     size = max(1, len(history) // 10)
@@ -165,18 +97,6 @@ def ends(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | No
     return found
 
 
-def figures(run: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Title, first and last value of each figure; ``-`` where it could not be computed, as the explained variance
-    of returns that are all the same."""
-    found = []
-    for name, title in ROWS.items():
-        values = [run["metrics"][end].get(name) for end in ("first", "last")]
-        if any(value is not None for value in values):
-            first, last = ("-" if value is None else f"{value:.4f}" for value in values)
-            found.append((title, first, last))
-    return found
-
-
 def final_table(run: Mapping[str, Any]) -> None:
     """First and last updates beside each other, then what was saved."""
     console = Console(highlight=False)
@@ -184,7 +104,7 @@ def final_table(run: Mapping[str, Any]) -> None:
     table = Table("", title=None)
     for name in ("first updates", "last updates"):
         table.add_column(name, justify="right")
-    for row in figures(run):
+    for row in figures_of_policy(run):
         table.add_row(*row)
     console.print(
         f"\n{escape(run['task']['name'])} · {escape(run['adapter']['name'])} · {escape(run['reward'])}"

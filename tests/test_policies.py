@@ -1,0 +1,82 @@
+"""Folders of policies, by PPO and by TRL's algorithms, in the hands of the verbs on finished runs."""
+
+# ruff: noqa: F811 - fixtures are imported, and then named as parameters
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ptft_hf import checkpoints
+from ptft_hf.rlhf.decoders import load_decoder
+from tests.commands import Ptft, ptft  # noqa: F401
+from tests.ppo_runs import make_language_model, run_ppo
+from tests.test_by_trl import run as run_trl
+from tests.test_instruction import checkpoint
+from tests.test_model_card import card_of, code_of
+from tests.test_push import server  # noqa: F401
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:trl"),
+]
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Finished runs: of PPO with LoRA, of DPO with LoRA and in full, of GRPO with LoRA."""
+    root = tmp_path_factory.mktemp("policies")
+    bases = {"ppo": make_language_model("llama", root / "base"), "trl": checkpoint(root / "chat")}
+    run_ppo(bases["ppo"], root / "ppo", adapter="lora/r16_all_linear", total_episodes=16)
+    run_trl("dpo", bases["trl"], root / "dpo")
+    run_trl("dpo", bases["trl"], root / "full", "full/default")
+    run_trl("grpo", bases["trl"], root / "grpo")
+    return {name: root / name for name in ("ppo", "dpo", "full", "grpo")}
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(IDS).logits
+    return found
+
+
+@pytest.mark.parametrize("name", ["ppo", "dpo", "full", "grpo"])
+def test_the_card_loads_the_policy_by_upstreams_libraries_alone(name: str, policies: dict[str, Path]) -> None:
+    folder = policies[name]
+    run = checkpoints.read_json(folder / "run.json")
+    header, tokens = card_of(folder)
+    assert header["library_name"] == ("transformers" if name == "full" else "peft")
+    assert header["tags"] == ["ptft_hf", run["stage"]]
+    (code,) = code_of(tokens)
+    assert "ptft_hf" not in code
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert torch.equal(logits(found["model"]), logits(load_decoder(str(folder), "float32", {})[0]))
+    assert found["tokenizer"]("the film")["input_ids"]
+    cells = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type in ("th_open", "td_open")]
+    rows = {cells[i]: cells[i + 1 : i + 3] for i in range(0, len(cells), 3)}
+    metrics = run["metrics"]
+    if name == "ppo":
+        assert rows[""] == ["first updates", "last updates"]
+        assert rows["score"] == [f"{metrics[end]['objective/scores']:.4f}" for end in ("first", "last")]
+    else:
+        assert rows[""] == ["validation", "test"] and "runtime" not in rows and "entropy" in rows
+        assert rows["loss"] == [f"{metrics[split]['loss']:.4f}" for split in ("validation", "test")]
+    assert checkpoints.damage(folder) == []
+
+
+def test_a_card_names_the_base_as_the_hub_has_it(policies: dict[str, Path]) -> None:
+    from ptft_hf.card import model_card
+
+    run = checkpoints.read_json(policies["ppo"] / "run.json")
+    run["model"] |= {"reference": "owner/name@v2", "options": {"trust_remote_code": True}, "dtype": "bfloat16"}
+    text = model_card(run, "peft")
+    assert "base_model: owner/name\n" in text
+    assert (
+        "from_pretrained('owner/name', config=config, dtype=torch.bfloat16, revision='v2', trust_remote_code=True)"
+        ".float()  #"
+    ) in text
