@@ -13,7 +13,7 @@ import torch
 from ptft_hf import checkpoints
 from ptft_hf.rlhf.decoders import load_decoder
 from tests.commands import Ptft, ptft  # noqa: F401
-from tests.ppo_runs import make_language_model, run_ppo
+from tests.ppo_runs import make_language_model, run_ppo, task_file
 from tests.test_by_trl import run as run_trl
 from tests.test_instruction import checkpoint
 from tests.test_model_card import card_of, code_of
@@ -42,6 +42,45 @@ def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model.eval()(IDS).logits
     return found
+
+
+@pytest.mark.parametrize("name", ["ppo", "dpo", "grpo"])
+def test_verbs_of_tasks_say_what_a_policy_is_and_what_takes_it(
+    name: str, policies: dict[str, Path], ptft: Ptft, tmp_path: Path
+) -> None:
+    folder, out = policies[name], tmp_path / "out"
+    prompts = task_file(tmp_path)
+    judged = ["--task", prompts, "--judge", folder]
+    commands: list[list[Any]] = [
+        ["predict", folder, "a text"],
+        ["evaluate", folder],
+        ["evaluate", folder, "--task", prompts],
+        ["export", folder, "--output", out],
+        ["export", folder, "--to", "onnx", "--output", out],
+        ["ppo", "--policy", folder, "--reward", folder, "--task", prompts, "--output", out],
+        ["evaluate", folder, "--against", folder, *judged],
+    ]
+    for command in commands:
+        done = ptft(*command)
+        assert (done.code, done.out) == (2, ""), command
+        assert f"error: {folder}: is a policy that {name} trained" in done.err
+        for way in ("evaluate {} --against DIR --judge SOURCE --task PROMPTS", "merge {}", "ppo --policy {} ..."):
+            assert f"`ptft {way.format(folder)}`" in done.err
+    assert not out.exists()
+
+
+def test_what_is_said_of_a_whole_policy_and_of_no_model_at_all_is_so(
+    policies: dict[str, Path], ptft: Ptft, tmp_path: Path
+) -> None:
+    said = ptft("predict", policies["full"], "a text").err
+    assert "is a policy that dpo trained" in said and "ptft merge" not in said and "peft" not in said
+    done = ptft("merge", policies["full"], "--output", tmp_path / "merged")
+    assert done.code == 2 and "this is no adapter but a whole model already" in done.err
+    (tmp_path / "run.json").write_text('{"stage": "evaluation", "task": {"family": "prompts"}}', encoding="utf-8")
+    for verb in (["predict", tmp_path, "a text"], ["merge", tmp_path, "--output", tmp_path / "merged"]):
+        done = ptft(*verb)
+        assert done.code == 2
+        assert f"error: {tmp_path}: is no run that trained a model for a task" in done.err
 
 
 @pytest.mark.parametrize("name", ["ppo", "dpo", "full", "grpo"])
@@ -80,3 +119,19 @@ def test_a_card_names_the_base_as_the_hub_has_it(policies: dict[str, Path]) -> N
         "from_pretrained('owner/name', config=config, dtype=torch.bfloat16, revision='v2', trust_remote_code=True)"
         ".float()  #"
     ) in text
+
+
+def test_prompts_are_refused_where_answers_are_needed_and_it_is_said_what_takes_them(
+    policies: dict[str, Path], ptft: Ptft, tmp_path: Path
+) -> None:
+    base, prompts, out = policies["ppo"].parent / "base", task_file(tmp_path), tmp_path / "out"
+    asked = ["--model", base, "--task", prompts]
+    for command in (
+        ["inspect", *asked],
+        ["plan", *asked, "--adapter", "full/default"],
+        ["train", *asked, "--adapter", "full/default", "--output", out],
+    ):
+        done = ptft(*command)
+        assert (done.code, done.out) == (2, ""), command
+        assert "prompts have no answers to learn from or to be scored by; they are for `ptft ppo`" in done.err
+    assert not out.exists()

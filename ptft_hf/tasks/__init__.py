@@ -242,8 +242,13 @@ def build(recipe: TaskRecipe) -> Task:
     """The task family of a recipe: one of :data:`FAMILIES`, or ``module:Class`` of the user's own.
 
     Raises:
-        RecipeError: No such family.
+        RecipeError: No such family, or prompts, which have none.
     """
+    if recipe.family == "prompts":
+        raise RecipeError(
+            f"{recipe.name}: family: prompts have no answers to learn from or to be scored by; they are for `ptft "
+            "ppo`, `ptft train --algorithm grpo` (or rloo), `ptft feedback generate` and `ptft evaluate --against`"
+        )
     reference = FAMILIES.get(recipe.family, recipe.family)
     module, colon, name = reference.partition(":")
     if not colon:
