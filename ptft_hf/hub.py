@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ptft_hf import checkpoints, recipes
-from ptft_hf.card import model_card
+from ptft_hf.card import is_policy, model_card
 from ptft_hf.errors import CheckpointError, OutputError
+from ptft_hf.inference import without_task
 
 CARD = "README.md"
 
@@ -38,14 +39,18 @@ def push(folder: str | Path, repository: str, *, private: bool = False, revision
     run = checkpoints.read_json(path / "run.json")
     if problems := checkpoints.damage(path):
         raise CheckpointError(*problems)
-    api = HfApi()
+    if "task_state" not in run and not is_policy(run):
+        raise CheckpointError(without_task(path, run))
+    api, files = HfApi(), contents(path, run, repository)  # before a repository is made that stays empty
     try:
         repo = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        if repo != repository:  # which was named without its owner
+            files = contents(path, run, repo)
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         commit = api.create_commit(
             repo,
-            [CommitOperationAdd(name, content) for name, content in contents(path, run, repo).items()],
+            [CommitOperationAdd(name, content) for name, content in files.items()],
             commit_message="Upload a model trained with ptft_hf",
             revision=revision,
         )
@@ -58,10 +63,9 @@ def contents(folder: Path, run: dict[str, Any], repository: str) -> dict[str, Pa
     """What is uploaded, by name: the files of the manifest, with a card for the Hub, and the manifest."""
     manifest = checkpoints.read_json(folder / checkpoints.MANIFEST)
     files: dict[str, Path | bytes] = {name: folder / name for name in manifest["files"]}
-    if CARD in files:
-        card = model_card(run, recipes.saved_adapter_kind(folder), repository=repository).encode()
-        manifest["files"][CARD] = {"size": len(card), "sha256": hashlib.sha256(card).hexdigest()}
-        files[CARD] = card
+    card = model_card(run, recipes.saved_adapter_kind(folder), repository=repository).encode()
+    manifest["files"][CARD] = {"size": len(card), "sha256": hashlib.sha256(card).hexdigest()}
+    files[CARD] = card
     return {**files, checkpoints.MANIFEST: json.dumps(manifest, indent=1).encode()}
 
 

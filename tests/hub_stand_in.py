@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/api/repos/create":
             request = json.loads(body)
             self.server.created.append(request)
-            repo = f"{request['organization']}/{request['name']}"
+            repo = f"{request['organization'] or 'me'}/{request['name']}"
             return self._answer(200, {"url": f"{self.server.address}/{repo}", "id": repo})
         if self.path == "/api/validate-yaml":
             return self._validate(json.loads(body)["content"])

@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ptft_hf import checkpoints
+from ptft_hf import checkpoints, hub
 from ptft_hf.rlhf.decoders import load_decoder
+from tests import hub_stand_in
 from tests.commands import Ptft, ptft  # noqa: F401
 from tests.ppo_runs import make_language_model, run_ppo, task_file
 from tests.test_by_trl import run as run_trl
@@ -119,6 +122,36 @@ def test_a_card_names_the_base_as_the_hub_has_it(policies: dict[str, Path]) -> N
         "from_pretrained('owner/name', config=config, dtype=torch.bfloat16, revision='v2', trust_remote_code=True)"
         ".float()  #"
     ) in text
+
+
+@pytest.mark.parametrize("name", ["ppo", "dpo", "full"])
+def test_a_policy_is_pushed_with_a_card_that_loads_it_from_the_hub(
+    name: str, policies: dict[str, Path], server: hub_stand_in.Hub, tmp_path: Path
+) -> None:
+    folder = policies[name]
+    hub.push(folder, "owner/name")
+    uploaded = server.files["owner/name", "main"]
+    manifest = checkpoints.read_json(folder / "manifest.json")["files"]
+    assert set(uploaded) == {*manifest, "manifest.json"}
+    own, card = (folder / "README.md").read_text("utf-8"), uploaded["README.md"].decode()
+    assert card == own.replace(f"folder = {str(folder)!r}  #", "folder = 'owner/name'  #") != own
+    for file, content in uploaded.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(content)
+    assert checkpoints.damage(tmp_path) == []
+
+
+def test_a_policy_of_before_there_were_cards_is_pushed_with_one(
+    policies: dict[str, Path], server: hub_stand_in.Hub, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(policies["dpo"], tmp_path / "run")
+    (folder / "README.md").unlink()
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    checkpoints.write_manifest(folder)
+    hub.push(folder, "owner/name")
+    card = server.files["owner/name", "main"]["README.md"].decode()
+    assert "trained by DPO" in card
+    assert "README.md" in json.loads(server.files["owner/name", "main"]["manifest.json"])["files"]
 
 
 def test_prompts_are_refused_where_answers_are_needed_and_it_is_said_what_takes_them(

@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, constants
 
 import ptft_hf
 from ptft_hf import checkpoints, hub
-from ptft_hf.errors import CheckpointError, OutputError
+from ptft_hf.errors import CheckpointError, OutputError, RecipeError
 from tests import hub_stand_in
 from tests.finished import Finished, full, lora  # noqa: F401
 
@@ -72,6 +72,29 @@ def test_the_uploaded_card_loads_from_the_hub_and_not_from_this_machine(
     assert "load(snapshot_download('owner/name'))" in card
     assert str(full.folder) not in card
     assert str(full.folder) in (full.folder / "README.md").read_text("utf-8")  # which stays as it was
+
+
+def test_a_name_without_an_owner_is_the_users_own(server: hub_stand_in.Hub, full: Finished):
+    hub.push(full.folder, "name")
+    assert "folder = 'me/name'  #" in server.files["me/name", "main"]["README.md"].decode()
+
+
+def test_a_run_of_which_no_card_can_be_made_leaves_no_empty_repository(
+    server: hub_stand_in.Hub, full: Finished, tmp_path: Path
+):
+    folder = shutil.copytree(full.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
+    run = checkpoints.read_json(folder / "run.json")
+    run["task"]["leakage"] = "hide"
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    checkpoints.write_manifest(folder)
+    with pytest.raises(RecipeError, match="leakage: expected 'warn', 'drop' or 'error', got 'hide'"):
+        hub.push(folder, "owner/name")
+    del run["task_state"]
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    checkpoints.write_manifest(folder)
+    with pytest.raises(CheckpointError, match="is no run that trained a model for a task"):
+        hub.push(folder, "owner/name")
+    assert server.created == []
 
 
 def test_visibility_and_branch_are_passed_on(server: hub_stand_in.Hub, lora: Finished):
