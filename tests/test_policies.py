@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from ptft_hf import checkpoints, hub
+from ptft_hf.errors import CheckpointError
+from ptft_hf.rlhf import merging
 from ptft_hf.rlhf.decoders import load_decoder
 from tests import hub_stand_in
 from tests.commands import Ptft, ptft  # noqa: F401
@@ -122,6 +125,65 @@ def test_a_card_names_the_base_as_the_hub_has_it(policies: dict[str, Path]) -> N
         "from_pretrained('owner/name', config=config, dtype=torch.bfloat16, revision='v2', trust_remote_code=True)"
         ".float()  #"
     ) in text
+
+
+@pytest.mark.parametrize("name", ["ppo", "dpo"])
+def test_a_merged_policy_is_the_policy_and_is_taken_as_one(
+    name: str, policies: dict[str, Path], ptft: Ptft, tmp_path: Path
+) -> None:
+    folder, merged = policies[name], tmp_path / "merged"
+    done = ptft("merge", folder, "--output", merged)
+    assert done.code == 0, done.err
+    assert "merged against adapter on 8 rows of random tokens: logits differ by at most " in done.err
+    plain = transformers.AutoModelForCausalLM.from_pretrained(merged)
+    policy = load_decoder(str(folder), "float32", {})[0]
+    with policy.disable_adapter():
+        before = logits(policy)
+    assert (logits(plain) - logits(policy)).abs().max() < 1e-4 < (logits(plain) - before).abs().max()
+    header, tokens = card_of(merged)
+    text = (merged / "README.md").read_text("utf-8")
+    assert header["library_name"] == "transformers" and "`critic/`" not in text
+    assert "The adapter is merged into its base" in text and (merged / "curves.png").is_file()
+    assert checkpoints.damage(merged) == []
+    found: dict[str, Any] = {}
+    exec(code_of(tokens)[0], found)
+    taken = load_decoder(str(merged), "float32", {})[0]
+    assert torch.equal(logits(found["model"]), logits(taken))
+    again = ptft("merge", folder, "--output", merged)
+    assert again.code == 2 and "exists and is not empty" in again.err
+
+
+def test_the_base_of_a_policy_that_is_merged_may_have_moved(
+    policies: dict[str, Path], ptft: Ptft, tmp_path: Path
+) -> None:
+    folder, base = shutil.copytree(policies["ppo"], tmp_path / "run"), tmp_path / "moved"
+    shutil.copytree(policies["ppo"].parent / "base", base)
+    run = checkpoints.read_json(folder / "run.json")
+    run["model"]["reference"] = str(tmp_path / "gone")
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    checkpoints.write_manifest(folder)
+    done = ptft("merge", folder, "--output", tmp_path / "merged")
+    assert done.code == 2 and "say where it is (--model" in done.err
+    done = ptft("merge", folder, "--model", base, "--output", tmp_path / "merged")
+    assert done.code == 0, done.err
+    assert checkpoints.read_json(tmp_path / "merged" / "run.json")["model"]["reference"] == str(base)
+
+
+def test_a_merge_that_changes_the_policy_writes_nothing(
+    policies: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge = merging.inference.TrainedModel.merge
+
+    def wrong(self: Any, base: str) -> Any:
+        merged = merge(self, base)
+        with torch.no_grad():
+            merged.model.lm_head.weight += 0.1
+        return merged
+
+    monkeypatch.setattr(merging.inference.TrainedModel, "merge", wrong)
+    with pytest.raises(CheckpointError, match="in their logits; nothing was written"):
+        merging.merge_policy(policies["ppo"], tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["ppo", "dpo", "full"])

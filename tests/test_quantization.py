@@ -113,6 +113,31 @@ def test_bitsandbytes_alone_repacks_for_a_kernel_without_backward(tmp_path: Path
 # ---- runs ----
 
 
+def test_a_policy_is_merged_and_its_card_loads_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from ptft_hf.rlhf.decoders import load_decoder
+    from ptft_hf.rlhf.merging import merge_policy
+    from tests.test_by_trl import run as run_trl
+    from tests.test_instruction import checkpoint as chat
+    from tests.test_model_card import card_of, code_of
+
+    folder = tmp_path / "dpo"
+    run_trl("dpo", chat(tmp_path / "base"), folder, "lora/qlora_nf4")
+    policy, shown = load_decoder(str(folder), "float32", {})[0], dict[str, Any]()
+    assert models.quantized_layers(policy)
+    exec(code_of(card_of(folder)[1])[0], shown)
+    with torch.no_grad():
+        logits = policy(input_ids=IDS).logits
+        assert torch.equal(shown["model"](input_ids=IDS).logits, logits)
+        away = {}
+        for base in ("full_precision", "dequantized"):
+            assert merge_policy(folder, tmp_path / base, base=base)["max_logit_difference"] < 1e-5
+            assert f"merged on its {base} base: against the quantized model" in capfd.readouterr().err
+            merged = load_decoder(str(tmp_path / base), "float32", {})[0]
+            assert not models.quantized_layers(merged)
+            away[base] = (merged(input_ids=IDS).logits - logits).abs().max().item()
+    assert away["dequantized"] < away["full_precision"] / 3
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["bert", pytest.param("llama", marks=pytest.mark.slow)])
 def test_a_run_is_proven_and_merged(

@@ -177,7 +177,16 @@ def merge(
 ) -> None:
     """Add an adapter into its base, compare the two, and write a plain transformers model."""
     from ptft_hf import inference, report
+    from ptft_hf.rlhf.merging import is_policy, merge_policy
 
+    if is_policy(folder):
+        found = merge_policy(folder, output, model=model, base=base)
+        report.say(
+            f"merged against adapter on {found['examples']} rows of random tokens: logits differ by at most "
+            f"{found['max_logit_difference']:.3g}"
+        )
+        report.say(f"written to {output}")
+        return
     merged, comparison = inference.merge(folder, output, model=model, base=base)
     report.say(
         f"merged against adapter on {comparison['examples']} examples: logits differ by at most "

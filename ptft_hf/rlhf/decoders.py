@@ -13,6 +13,8 @@ from ptft_hf import adapters, checkpoints, inference, models, recipes
 from ptft_hf.errors import CheckpointError, ModelError
 
 CAUSAL = "AutoModelForCausalLM"
+WRITES = cast(Any, SimpleNamespace(auto_class=CAUSAL))
+"""As much of a task as there is to a model that writes."""
 
 
 def load_decoder(reference: str, dtype: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -30,7 +32,7 @@ def load_decoder(reference: str, dtype: str, options: Mapping[str, Any]) -> tupl
     folder, computes_in = Path(reference), models.as_dtype(dtype)
     reader: tuple[str, Mapping[str, Any]] = (reference, {})
     if (folder / "run.json").is_file():
-        model = _of_run(folder)
+        model = of_run(folder)[0]
     elif recipes.saved_adapter_kind(reference) is not None:
         config = checkpoints.read_json(folder / "adapter_config.json")
         base = str(config.get("base_model_name_or_path"))
@@ -56,7 +58,14 @@ def _checkpoint(reference: str, options: Mapping[str, Any]) -> Any:
     return loaded.model
 
 
-def _of_run(folder: Path) -> Any:
+def of_run(folder: Path, base: str | None = None) -> tuple[Any, dict[str, Any]]:
+    """A run's model that writes, and its ``run.json``, with all options of the base; ``base`` says where that is now,
+    if it has moved.
+
+    Raises:
+        ModelError: It is no decoder, or cannot be loaded.
+        CheckpointError: The folder is damaged.
+    """
     if problems := checkpoints.damage(folder):
         raise CheckpointError(*problems)
     run = checkpoints.read_json(folder / "run.json")
@@ -65,4 +74,7 @@ def _of_run(folder: Path) -> Any:
         raise ModelError(f"{folder}: was trained for {run['task']['name']}, and does not go on from a prompt")
     options = {"dtype": facts["dtype"], **facts["options"]}  # which the base's fingerprint is of
     as_trained = {**run, "model": {**facts, "options": options}}
-    return inference.load_weights(folder, as_trained, None, cast(Any, SimpleNamespace(auto_class=CAUSAL)), True)
+    model = inference.load_weights(folder, as_trained, base, WRITES, True)
+    if base is not None:
+        as_trained["model"] = inference.relocated(as_trained["model"], base)
+    return model, as_trained
