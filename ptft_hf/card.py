@@ -144,12 +144,12 @@ NOT_SHOWN = ("runtime", "samples_per_second", "steps_per_second", "epoch", "eval
 
 LOAD = """from ptft_hf import load
 
-model = load({folder!r})"""
+model = load({folder!r}{trusted})"""
 
 LOAD_FROM_HUB = """from huggingface_hub import snapshot_download
 from ptft_hf import load
 
-model = load(snapshot_download({folder!r}))"""
+model = load(snapshot_download({folder!r}){trusted})"""
 
 
 def model_card(run: Mapping[str, Any], kind: str | None, repository: str | None = None) -> str:
@@ -172,7 +172,9 @@ def model_card(run: Mapping[str, Any], kind: str | None, repository: str | None 
             code=_code(facts, folder, bool(kind), usage.reader) + usage.code,
         ),
         and_base=" and the base" if kind else "",
-        load=(LOAD_FROM_HUB if repository else LOAD).format(folder=folder),
+        load=(LOAD_FROM_HUB if repository else LOAD).format(
+            folder=folder, trusted=", trust_remote_code=True" if facts["options"].get("trust_remote_code") else ""
+        ),
         example=json.dumps(usage.inputs[0], ensure_ascii=False),
     )
 

@@ -15,11 +15,39 @@ import torch
 from ptft_hf.errors import CheckpointError, RoundTripError
 from ptft_hf.forward import logits_of_heads
 from ptft_hf.models import adapter_kind, base_config, located, plain_model
+from ptft_hf.recipes import saved_adapter_kind
 
 MANIFEST = "manifest.json"
 STAGING = ".staging"
+RUNS_CODE = ("trust_remote_code", "allow_all_kernels")
+"""Arguments of ``from_pretrained`` that have code run which came with a checkpoint, or from the Hub."""
 LOADED = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja", ".py")
 """Endings of the files of a model's folder that decide what it computes."""
+
+
+# ---- folders of others ----
+
+HOW_TO_TRUST = (
+    "--trust-remote-code; in Python trust_remote_code=True; of a policy in PPO, in evaluation and for feedback "
+    "model.trust_remote_code of the task's recipe (or --set model.trust_remote_code=true)"
+)
+
+
+def check_code(folder: Path, run: Mapping[str, Any], trusted: Any, how: str = HOW_TO_TRUST) -> None:
+    """Let a run have Python code run that came with its checkpoint where that is ``trusted`` alone: the run's folder
+    may be a stranger's.
+
+    Raises:
+        CheckpointError: The run would have it run; it ends with ``how`` to allow that.
+    """
+    facts = run["model"]
+    asked = [name for name in RUNS_CODE if facts["options"].get(name)]
+    if asked and not trusted:
+        whose = f"{facts['reference']} and of {folder}" if saved_adapter_kind(folder) else str(folder)
+        raise CheckpointError(
+            f"{folder}: its run.json turns {' and '.join(asked)} on, so that Python code of {whose} would run here; "
+            f"if you trust that code, allow it: {how}"
+        )
 
 
 # ---- whole folders ----

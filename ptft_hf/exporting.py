@@ -33,6 +33,7 @@ def export(
     to: str = "safetensors",
     model: str | None = None,
     base: str = "full_precision",
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Write a run's model without adapter and without ``ptft_hf``, with its tokenizer, chat template and generation
     settings, after it has been compared with the run's own.
@@ -44,6 +45,7 @@ def export(
             for onnxruntime, with any number of rows and tokens (extra ``onnx``).
         model: Where the base is now, if it has moved.
         base: Of an adapter on a quantized base, as in :meth:`TrainedModel.merge`.
+        trust_remote_code: As in :func:`ptft_hf.load`.
 
     Returns:
         ``{"examples", "probe_examples", "max_logit_difference", "largest_logit", "metric"}``: logits are compared on
@@ -62,7 +64,7 @@ def export(
         raise OutputError(f"{folder}: exists and is not empty; choose another folder")
     if to == "onnx":
         onnx_models.check_packages()
-    trained = inference.load(path, model=model)
+    trained = inference.load(path, model=model, trust_remote_code=trust_remote_code)
     if to == "onnx" and (trained.task.auto_class not in ONNX_CLASSES or trained.task.sequences > 1):
         raise ModelError(f"onnx: for classifiers and taggers, not for {trained.run['task']['family']}")
     adapted = models.adapter_kind(trained.model) is not None
@@ -107,7 +109,7 @@ def _safetensors(whole: TrainedModel, judge: Judge, staging: Path, folder: Path)
     run = {**whole.run, "output_dir": str(folder)}
     (staging / "README.md").write_text(card.model_card(run, None), encoding="utf-8")
     (staging / "run.json").write_text(json.dumps(run, indent=1), encoding="utf-8")
-    return inference.load(staging, verify=False).model
+    return inference.load(staging, verify=False, trust_remote_code=True).model  # the run itself was loaded so
 
 
 def _onnx(whole: TrainedModel, judge: Judge, staging: Path, folder: Path) -> Any:

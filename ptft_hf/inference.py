@@ -193,7 +193,12 @@ class TrainedModel:
 
 
 def load(
-    path: str | Path, *, model: str | None = None, dtype: Any = None, verify: bool = True
+    path: str | Path,
+    *,
+    model: str | None = None,
+    dtype: Any = None,
+    verify: bool = True,
+    trust_remote_code: bool = False,
 ) -> TrainedModel:
     """Load a finished run; no flags and no data are needed.
 
@@ -202,10 +207,12 @@ def load(
         model: Where the base model of an adapter is now, if it has moved.
         dtype: Computes in this type; float32 by default, whatever the training used.
         verify: Check every file against the manifest, and the base against its fingerprint.
+        trust_remote_code: Let a run that was trained with the option of this name run the Python code that came with
+            its checkpoint.
 
     Raises:
-        CheckpointError: The run has no task, as a policy's; files are missing or changed, or the base is another one
-            than was trained on.
+        CheckpointError: The run has no task, as a policy's; files are missing or changed, the base is another one than
+            was trained on, or the run needs code that is not trusted.
         ModelError: The base is not where it was, or ``dtype`` is none.
     """
     folder, dtype = Path(path), models.as_dtype(dtype or "float32")
@@ -216,6 +223,7 @@ def load(
         raise CheckpointError(without_task(folder, run))
     if verify and (problems := checkpoints.damage(folder)):
         raise CheckpointError(*problems)
+    checkpoints.check_code(folder, run, trust_remote_code)
     task = tasks.build(recipes.task_from_dict(run["task"]))
     task.restore(run["task_state"])
     loaded = load_weights(folder, run, model, task, verify)
@@ -257,7 +265,7 @@ def load_weights(
             raise CheckpointError(f"{folder}: these weights were not saved: {sorted(whole.new)}")
         return whole.model
     facts = run["model"] if base is None else relocated(run["model"], base)
-    reference, config = facts["reference"], models.head_config(folder)
+    reference, config = facts["reference"], models.head_config(folder, facts["options"])
     try:
         loaded = models.load_model(
             reference,
@@ -325,13 +333,20 @@ def compare(one: TrainedModel, other: TrainedModel, texts: Sequence[Any]) -> dic
     }
 
 
-def evaluate(path: str | Path, source: Any = None, **options: Any) -> dict[str, Any]:
+def evaluate(
+    path: str | Path, source: Any = None, *, trust_remote_code: bool = False, **options: Any
+) -> dict[str, Any]:
     """``load(path).evaluate(source, **options)``; see :meth:`TrainedModel.evaluate`."""
-    return load(path).evaluate(source, **options)
+    return load(path, trust_remote_code=trust_remote_code).evaluate(source, **options)
 
 
 def merge(
-    path: str | Path, output_dir: str | Path, *, model: str | None = None, base: str = "full_precision"
+    path: str | Path,
+    output_dir: str | Path,
+    *,
+    model: str | None = None,
+    base: str = "full_precision",
+    trust_remote_code: bool = False,
 ) -> tuple[TrainedModel, dict[str, Any]]:
     """Merge an adapter into its base, compare the two on validation data, then write the merged model.
 
@@ -340,6 +355,7 @@ def merge(
         output_dir: A new folder.
         model: Where the base is now, if it has moved.
         base: As in :meth:`TrainedModel.merge`.
+        trust_remote_code: As in :func:`load`.
 
     Returns:
         The merged model as loaded back from ``output_dir``, and the comparison. Of an adapter on a quantized
@@ -352,7 +368,7 @@ def merge(
     folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder}: exists and is not empty; choose another folder")
-    trained = load(path, model=model)
+    trained = load(path, model=model, trust_remote_code=trust_remote_code)
     merged, texts, distances = trained.merge(base), _validation_texts(trained), {}
     same = trained
     if models.quantized_layers(trained.model):
@@ -373,7 +389,7 @@ def merge(
     comparison |= {"from_quantized": distances} if distances else {}
     merged.run["merge"] = comparison
     merged.save(folder)
-    return load(folder), comparison
+    return load(folder, trust_remote_code=trust_remote_code), comparison
 
 
 def _with_model(trained: TrainedModel, model: Any) -> TrainedModel:

@@ -68,7 +68,8 @@ def train(
         check_sources(folder, (model, adapter))
     if finished:
         report.say(f"{folder} holds the finished run already; nothing to resume")
-        return inference.load(folder)
+        trusted = bool(plan.task.model.get("trust_remote_code"))
+        return inference.load(folder, trust_remote_code=trusted)
     if data is not None:  # the recipe's own is not what the run is about
         plan = plan._replace(task=plan.task.model_copy(update={"data": None}))
     ready = prepare(plan, data, seed)
@@ -163,7 +164,7 @@ def run(
         attention.restore()
     finish(plan, ready, trainer, folder, evaluated, forecast)
     trainer.accelerator.wait_for_everyone()
-    return inference.load(folder)
+    return inference.load(folder, trust_remote_code=True)  # as the recipe had it
 
 
 # ---- the end ----

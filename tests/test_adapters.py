@@ -226,7 +226,7 @@ def test_training_on_trains_adapter_and_head(earlier: Path, checkpoint: Checkpoi
     loaded = models.load_model(
         str(checkpoint("bart")),
         "AutoModelForSequenceClassification",
-        config=models.head_config(earlier),
+        config=models.head_config(earlier, {}),
     )
     method = adapters.build(load_adapter("lora/r8_attention"), earlier)
     assert trained(method.attach(loaded.model, loaded.head, "SEQ_CLS")) == fresh

@@ -116,6 +116,7 @@ def test_a_base_with_a_revision_and_options_is_loaded_with_them(lora: Finished):
         "from_pretrained('owner/name', config=config, dtype=torch.bfloat16, revision='v2', "
         "trust_remote_code=True, attn_implementation='eager').float()  #"
     ) in card
+    assert card.partition("model = load(")[2].splitlines()[0].endswith(", trust_remote_code=True)")
     whole = cards.model_card(record(lora, **facts, options=options), kind=None)
     assert "from_pretrained(folder, dtype=torch.float32, trust_remote_code=True, attn_impl" in whole
     assert "v2'" not in whole

@@ -43,7 +43,7 @@ def check_earlier(earlier: Any, recipe: AdapterRecipe, config: Any, facts: Mappi
             f"{earlier}: {recipe.peft_type} cannot be trained further: what served its training alone (the "
             "ranks that were cut, the prompt's network) was not kept"
         )
-    head = head_config(earlier)
+    head = head_config(earlier, facts["options"])
     if (head.problem_type, head.id2label) != (config.problem_type, config.id2label):
         problems.append(
             f"{earlier}: was trained for {_labels(head)}, and the data is for {_labels(config)}; train a new "

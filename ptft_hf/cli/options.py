@@ -29,6 +29,9 @@ OfQuantized = Annotated[
         "--base", help="Of an adapter on a quantized base: full_precision, or dequantized (the rounded values)."
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let Python code run that came with the run's checkpoint.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

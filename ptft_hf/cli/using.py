@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ptft_hf.cli.options import Base, Folder, OfQuantized, app
+from ptft_hf.cli.options import Base, Folder, OfQuantized, TrustRemoteCode, app
 from ptft_hf.errors import DataError, OutputError, RecipeError
 
 
@@ -28,6 +28,7 @@ def predict(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="JSON lines; stdout by default.")] = None,
     model: Base = None,
+    trust_remote_code: TrustRemoteCode = False,
     dtype: Annotated[
         str | None, typer.Option(help="Compute in bfloat16 or float16; float32 by default.")
     ] = None,
@@ -41,7 +42,7 @@ def predict(
     rows = list(texts) if texts else read_inputs(input_)
     from ptft_hf import checkpoints, inference
 
-    loaded = inference.load(folder, model=model, dtype=dtype)
+    loaded = inference.load(folder, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
     results = loaded.predict(rows, batch_size=batch_size, progress=True)
     lines = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results)
     if output is None:
@@ -115,6 +116,7 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="A task recipe that names the data instead.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     model: Base = None,
+    trust_remote_code: TrustRemoteCode = False,
     against: Annotated[
         str | None,
         typer.Option(help="Of a policy: another, such as the run of SFT, that answers the --task's prompts, too."),
@@ -139,6 +141,10 @@ def evaluate(
             raise RecipeError("--against, --judge and --task belong together: a policy, who compares, on what")
         if model is not None or split != "test":
             raise RecipeError("--model and --split have no effect with --against")
+        if trust_remote_code:
+            raise RecipeError(
+                "--trust-remote-code has no effect with --against; use --set model.trust_remote_code=true"
+            )
         from ptft_hf.recipes.ppo import load_ppo
 
         load_ppo(task, "full/default", set_ or [])  # every fault, before torch is imported
@@ -161,7 +167,8 @@ def evaluate(
         raise RecipeError("--set and --output have no effect without --against")
     from ptft_hf import inference, report
 
-    result = inference.load(folder, model=model).evaluate(data, task=task, split=split, progress=True)
+    loaded = inference.load(folder, model=model, trust_remote_code=trust_remote_code)
+    result = loaded.evaluate(data, task=task, split=split, progress=True)
     if as_json:
         print(json.dumps(result))
     else:
@@ -173,6 +180,7 @@ def merge(
     folder: Folder,
     output: Annotated[Path, typer.Option(help="A new folder for the merged model.")],
     model: Base = None,
+    trust_remote_code: TrustRemoteCode = False,
     base: OfQuantized = "full_precision",
 ) -> None:
     """Add an adapter into its base, compare the two, and write a plain transformers model."""
@@ -180,14 +188,16 @@ def merge(
     from ptft_hf.rlhf.merging import is_policy, merge_policy
 
     if is_policy(folder):
-        found = merge_policy(folder, output, model=model, base=base)
+        found = merge_policy(folder, output, model=model, base=base, trust_remote_code=trust_remote_code)
         report.say(
             f"merged against adapter on {found['examples']} rows of random tokens: logits differ by at most "
             f"{found['max_logit_difference']:.3g}"
         )
         report.say(f"written to {output}")
         return
-    merged, comparison = inference.merge(folder, output, model=model, base=base)
+    merged, comparison = inference.merge(
+        folder, output, model=model, base=base, trust_remote_code=trust_remote_code
+    )
     report.say(
         f"merged against adapter on {comparison['examples']} examples: logits differ by at most "
         f"{comparison['max_logit_difference']:.3g}, {comparison['label_changes']} labels change"
@@ -201,12 +211,15 @@ def export(
     output: Annotated[Path, typer.Option(help="A new folder for the exported model.")],
     to: Annotated[str, typer.Option("--to", help="safetensors or onnx.")] = "safetensors",
     model: Base = None,
+    trust_remote_code: TrustRemoteCode = False,
     base: OfQuantized = "full_precision",
 ) -> None:
     """Write a run as one plain model, after comparing its logits and its metric with the run's."""
     from ptft_hf import exporting, report
 
-    found = exporting.export(folder, output, to=to, model=model, base=base)
+    found = exporting.export(
+        folder, output, to=to, model=model, base=base, trust_remote_code=trust_remote_code
+    )
     report.say(
         f"exported against run on {found['probe_examples']} examples: logits differ by at most "
         f"{found['max_logit_difference']:.3g}"

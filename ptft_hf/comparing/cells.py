@@ -111,7 +111,7 @@ def run_cell(cell: Cell, folder: Path, *, keep_weights: bool = False) -> dict[st
         raise ModelError(*(f"learning rate {one['learning_rate']:g}: {one['error']}" for one in tries))
     chosen = max(done, key=lambda one: one["score"])
     started = time.perf_counter()
-    trained = inference.load(chosen["folder"])
+    trained = inference.load(chosen["folder"], trust_remote_code=True)  # as its recipe has it
     seconds = time.perf_counter() - started
     result = {
         "status": "finished",

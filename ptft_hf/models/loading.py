@@ -14,7 +14,7 @@ from torch import nn
 
 from ptft_hf.errors import ModelError
 from ptft_hf.models.quantizing import keep_learning, quantization_config
-from ptft_hf.models.reading import auto_of, from_pretrained, located, reading
+from ptft_hf.models.reading import auto_of, from_pretrained, located, options_of, reading
 from ptft_hf.models.structure import depths, head_modules, layer_index, offsets_of, stacks_of, trunk_of
 
 
@@ -149,9 +149,10 @@ def as_dtype(value: Any) -> torch.dtype:
     return dtype
 
 
-def head_config(folder: Path) -> Any:
-    """The configuration that stands beside an adapter: labels, problem type, padding token."""
-    return from_pretrained("AutoConfig", str(folder), {})
+def head_config(folder: Path, options: Mapping[str, Any]) -> Any:
+    """The configuration that stands beside an adapter: labels, problem type, padding token; ``options`` are its
+    base's."""
+    return from_pretrained("AutoConfig", str(folder), options_of(str(folder), options))
 
 
 def fingerprint(model: nn.Module, new: frozenset[str] = frozenset()) -> str:

@@ -40,9 +40,10 @@ def options_of(reference: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``from_pretrained``'s arguments that configurations and tokenizers take, too."""
+    """Those of ``from_pretrained``'s arguments that configurations and tokenizers take, too. Where nothing is said of
+    ``trust_remote_code``, upstream would ask on the terminal, and take a line of stdin's texts for the answer."""
     names = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder", "local_files_only", "gguf_file")
-    return {name: options[name] for name in names if name in options}
+    return {"trust_remote_code": False, **{name: options[name] for name in names if name in options}}
 
 
 def from_pretrained(auto_class: str, reference: str, options: Mapping[str, Any], **more: Any) -> Any:
@@ -97,6 +98,11 @@ def reading(reference: str) -> Iterator[None]:
 def _reason(reference: str, error: Exception) -> str:
     path = Path(split_revision(locate(reference))[0])
     first = " ".join(str(error).split())[:300]
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        return (
+            "needs Python code that comes with it, which is not run; if you trust it, set "
+            "model.trust_remote_code: true in the recipe (or --set model.trust_remote_code=true)"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         return (
             f"the folder has no config.json, so it is no checkpoint; it holds {sorted(os.listdir(path))[:8]}"

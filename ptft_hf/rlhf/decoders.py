@@ -23,16 +23,16 @@ def load_decoder(reference: str, dtype: str, options: Mapping[str, Any]) -> tupl
     Args:
         reference: A Hub id or checkpoint, the folder of a run, or that of a PEFT adapter.
         dtype: Computes in this type.
-        options: ``from_pretrained``'s, for checkpoints; runs know their own.
+        options: ``from_pretrained``'s, for checkpoints; runs know their own, and ask these for ``trust_remote_code``.
 
     Raises:
         ModelError: It is no decoder, or cannot be loaded.
-        CheckpointError: The folder of a run is damaged.
+        CheckpointError: The folder of a run is damaged, or needs code that is not trusted.
     """
     folder, computes_in = Path(reference), models.as_dtype(dtype)
-    reader: tuple[str, Mapping[str, Any]] = (reference, {})
+    reader: tuple[str, Mapping[str, Any]] = (reference, models.options_of(reference, options))
     if (folder / "run.json").is_file():
-        model = of_run(folder)[0]
+        model = of_run(folder, trusted=options.get("trust_remote_code"))[0]
     elif recipes.saved_adapter_kind(reference) is not None:
         config = checkpoints.read_json(folder / "adapter_config.json")
         base = str(config.get("base_model_name_or_path"))
@@ -58,17 +58,18 @@ def _checkpoint(reference: str, options: Mapping[str, Any]) -> Any:
     return loaded.model
 
 
-def of_run(folder: Path, base: str | None = None) -> tuple[Any, dict[str, Any]]:
+def of_run(folder: Path, base: str | None = None, trusted: Any = False) -> tuple[Any, dict[str, Any]]:
     """A run's model that writes, and its ``run.json``, with all options of the base; ``base`` says where that is now,
-    if it has moved.
+    if it has moved; ``trusted`` is whether its own code may run.
 
     Raises:
         ModelError: It is no decoder, or cannot be loaded.
-        CheckpointError: The folder is damaged.
+        CheckpointError: The folder is damaged, or needs code that is not trusted.
     """
     if problems := checkpoints.damage(folder):
         raise CheckpointError(*problems)
     run = checkpoints.read_json(folder / "run.json")
+    checkpoints.check_code(folder, run, trusted)
     facts = run["model"]
     if facts.get("auto_class", CAUSAL) != CAUSAL:  # runs of PPO do not name it
         raise ModelError(f"{folder}: was trained for {run['task']['name']}, and does not go on from a prompt")

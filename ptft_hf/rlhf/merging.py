@@ -22,7 +22,12 @@ def is_policy(folder: Path) -> bool:
 
 
 def merge_policy(
-    path: str | Path, output_dir: str | Path, *, model: str | None = None, base: str = "full_precision"
+    path: str | Path,
+    output_dir: str | Path,
+    *,
+    model: str | None = None,
+    base: str = "full_precision",
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """As :func:`ptft_hf.inference.merge`, of a policy, which has no task: the two are compared on random tokens. The
     critic stays where it is.
@@ -37,7 +42,7 @@ def merge_policy(
     source, folder = Path(path), Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder}: exists and is not empty; choose another folder")
-    adapted, run = decoders.of_run(source, model)
+    adapted, run = decoders.of_run(source, model, trust_remote_code)
     tokenizer = models.load_tokenizer(str(source), **inference.options_of_whole(run["model"]))
     policy = inference.TrainedModel(adapted.eval(), tokenizer, decoders.WRITES, run, source)
     merged = policy.merge(base)

@@ -140,7 +140,8 @@ def check_start(start: Any, recipe: AdapterRecipe, base: str, loaded: Any, optio
         as_trained = {**options, "dtype": facts["options"].get("dtype", facts["dtype"])}
         found = models.load_model(base, "AutoModelForCausalLM", config={}, **as_trained).fingerprint
     added = facts.get("added_tokens")  # the base was given their rows
-    check_earlier(start, recipe, loaded.model.config, {"fingerprint": found, "added_tokens": added})
+    same = {"fingerprint": found, "added_tokens": added, "options": options}
+    check_earlier(start, recipe, loaded.model.config, same)
 
 
 def prepare(plan: Plan, source: Any = None, loader: Any = models) -> Ready:

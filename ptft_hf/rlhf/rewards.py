@@ -59,6 +59,7 @@ class Reward(Protocol):
 
 
 LARGEST = torch.finfo(torch.float32).max
+AS_FUNCTION = "give a function as the reward that loads it (ptft_hf.load(..., trust_remote_code=True))"
 
 
 class Spec(NamedTuple):
@@ -355,9 +356,11 @@ def load_classifier(spec: Spec, batch_size: int, prefix: str) -> ClassifierRewar
 
     Raises:
         ModelError: It cannot be loaded, or has no head for sequence classification of its own.
+        CheckpointError: The folder of a run is damaged, or needs code of its own, which no flag allows here.
         RecipeError: It has several labels and none, or an unknown one, was named.
     """
-    if (Path(spec.source) / "run.json").is_file():
+    if (file := Path(spec.source) / "run.json").is_file():
+        checkpoints.check_code(file.parent, checkpoints.read_json(file), False, AS_FUNCTION)
         trained = inference.load(spec.source)
         if isinstance(trained.task, Preference):
             if spec.label is not None:
