@@ -11,17 +11,20 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 import transformers.dynamic_module_utils
+from safetensors.torch import load_file
 
 import ptft_hf
-from ptft_hf import exporting, inference, models
-from ptft_hf.errors import CheckpointError, ModelError
+from ptft_hf import adapters, exporting, inference, models, recipes
+from ptft_hf.errors import CheckpointError, ModelError, PtftError, RecipeError
 from ptft_hf.rlhf import rewards
 from ptft_hf.rlhf.decoders import load_decoder
 from tests.commands import Ptft, ptft  # noqa: F401
 from tests.finished import Finished, lora  # noqa: F401
 from tests.ppo_runs import make_language_model, run_ppo
 from tests.runs import short_run
+from tests.test_ppo import sft_adapter
 from tests.tiny import make_checkpoint
 
 # PEFT asks a transformers model for an attribute that was renamed.
@@ -191,3 +194,56 @@ def test_a_policy_needs_the_recipes_trust(tmp_path: Path):
 def test_a_reward_that_needs_code_is_given_as_a_function(runs: dict[str, Path]):
     with pytest.raises(CheckpointError, match=f"{runs['lora']}: .*give a function as the reward that loads it"):
         rewards.build([f"{runs['lora']}#pos"], lambda _: None, 2)
+
+
+# ---- pickles ----
+
+
+@pytest.mark.parametrize("value", [False, None, "no"])
+def test_a_recipe_cannot_ask_for_pickles(value: Any):
+    run = ("sequence_classification/sst2", "full/default")
+    with pytest.raises(RecipeError, match=r"--set model\.use_safetensors: weights are read from safetensors alone"):
+        recipes.load_run(*run, [f"model.use_safetensors={json.dumps(value)}"])
+    recipes.load_run(*run, ["model.use_safetensors=true"])
+
+
+def pickled(folder: Path, weights: str, name: str) -> Path:
+    torch.save(load_file(folder / weights), folder / name)
+    (folder / weights).unlink()
+    return folder
+
+
+def test_no_option_has_pickles_read(tmp_path: Path):
+    folder = pickled(make_checkpoint("bert", tmp_path / "bert"), "model.safetensors", "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        models.load_model(str(folder), SEQ_CLS, config={}, use_safetensors=False)
+
+
+def test_nor_has_a_run_json(lora: Finished, tmp_path: Path):
+    base = pickled(shutil.copytree(lora.base, tmp_path / "base"), "model.safetensors", "pytorch_model.bin")
+    folder = with_options(shutil.copytree(lora.folder, tmp_path / "run"), use_safetensors=False)
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        ptft_hf.load(folder, model=str(base), verify=False)
+
+
+@pytest.mark.parametrize("way", ["on its base", "as a policy", "trained further"])
+def test_a_pickled_adapter_is_refused_wherever_it_comes_in(way: str, tmp_path: Path):
+    base = make_language_model("llama", tmp_path / "base")
+    folder = pickled(sft_adapter(base, tmp_path / "sft"), "adapter_model.safetensors", "adapter_model.bin")
+    with pytest.raises(PtftError) as caught:
+        if way == "on its base":
+            adapters.load(models.load_model(str(base), "AutoModelForCausalLM", config={}).model, folder)
+        elif way == "as a policy":
+            load_decoder(str(folder), "float32", {})
+        else:
+            run_ppo(folder, tmp_path / "ppo", total_episodes=8)
+    message = f"{folder}: has no adapter_model.safetensors, and other formats, which can run code, are not read"
+    how = "where you trust adapter_model.bin, load it with PEFT and save it anew (save_pretrained)"
+    assert str(caught.value) == f"{message}: {how}"
+
+
+def test_an_adapter_without_weights_is_no_pickle(lora: Finished, tmp_path: Path):
+    folder = shutil.copytree(lora.folder, tmp_path / "run")
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors, .* are not read$"):
+        ptft_hf.load(folder, verify=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ptft_hf.models import plain_model, unfreeze
+from ptft_hf.models import check_adapter_weights, plain_model, unfreeze
 from ptft_hf.recipes import saved_adapter_kind
 
 
@@ -21,6 +21,9 @@ def load(model: Any, folder: Path, *, is_trainable: bool = False) -> Any:
         model: The base with its head, whose labels are those of the adapter.
         folder: Where ``adapter_config.json`` is.
         is_trainable: To be trained further; else for use.
+
+    Raises:
+        ModelError: The weights are no safetensors.
     """
     import peft
 
@@ -28,6 +31,7 @@ def load(model: Any, folder: Path, *, is_trainable: bool = False) -> Any:
         from ptft_hf.adapters import prefix
 
         return prefix.load(model, folder, is_trainable=is_trainable)
+    check_adapter_weights(folder)
     if is_trainable and (config := peft.PeftConfig.from_pretrained(str(folder))).is_prompt_learning:
         return _prompt_to_train(model, config, folder)
     with without_false_alarms():

@@ -36,6 +36,7 @@ from ptft_hf.models.packing import packed_bytes, packed_linears
 from ptft_hf.models.quantizing import dequantize_into, in_dtype, quantized_layers
 from ptft_hf.models.reading import (
     auto_of,
+    check_adapter_weights,
     from_pretrained,
     located,
     options_of,
@@ -75,6 +76,7 @@ __all__ = [
     "as_dtype",
     "auto_of",
     "base_config",
+    "check_adapter_weights",
     "config_of",
     "copy_rows",
     "count_parameters",

@@ -55,6 +55,7 @@ def load_model(
             twice, first in full precision: it tells the head, which stays as it is, and the fingerprint.
         **options: ``from_pretrained``'s own arguments. ``dtype`` is ``float32`` by default, because weights
             that are updated in bfloat16 lose small updates; ``trust_remote_code`` is off by default.
+            Weights are read from safetensors (or GGUF) files, whatever they say.
 
     Raises:
         ModelError: The checkpoint cannot be found or read, lacks weights of the trunk, or its architecture has
@@ -72,7 +73,7 @@ def load_model(
     source, options = located(reference, options)
     options["dtype"] = as_dtype(options.get("dtype", "float32"))
     with reading(reference):
-        given = {"config": config, "use_safetensors": True, "ignore_mismatched_sizes": True, **options}
+        given = {"config": config, "ignore_mismatched_sizes": True, **options, "use_safetensors": True}
         # It shows a bar of its own while it unpacks a GGUF file.
         with redirect_stderr(StringIO()) if "gguf_file" in options else nullcontext():
             model, info = auto.from_pretrained(source, output_loading_info=True, **given)

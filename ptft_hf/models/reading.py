@@ -82,6 +82,21 @@ def auto_of(auto_class: str, reference: str, config: Any, options: Mapping[str, 
     return auto
 
 
+def check_adapter_weights(folder: Path) -> None:
+    """Hold the folder of a PEFT adapter to safetensors: upstream reads pickles, too.
+
+    Raises:
+        ModelError: It has no such file.
+    """
+    weights, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    if not weights.is_file():
+        there = f": where you trust {pickled.name}, load it with PEFT and save it anew (save_pretrained)"
+        raise ModelError(
+            f"{folder}: has no {weights.name}, and other formats, which can run code, are not read"
+            f"{there if pickled.is_file() else ''}"
+        )
+
+
 @contextmanager
 def reading(reference: str) -> Iterator[None]:
     """Turn what upstream raises while it reads ``reference`` into one clear :class:`ModelError`, and keep its

@@ -56,6 +56,12 @@ def model_faults(model: object) -> Iterator[Fault]:
         close = did_you_mean(name, FROM_PRETRAINED, cutoff=0.85)
         if name not in FROM_PRETRAINED and close:
             yield ("model", name), f"unknown name {name!r}{close}"
+    if model.get("use_safetensors", True) is not True:
+        yield (
+            ("model", "use_safetensors"),
+            "weights are read from safetensors alone, since other formats can run code: leave it out; where you "
+            "trust the checkpoint, convert it with transformers (from_pretrained, then save_pretrained)",
+        )
     length = model.get("max_length", 1)
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         yield ("model", "max_length"), f"expected a whole number of at least 1, got {shown(length)}"

@@ -310,8 +310,7 @@ def is_reward_adapter(folder: Path, base: str, peft_type: str | None) -> bool:
     if not same_place(str(config.get("base_model_name_or_path")), base):
         return False
     weights = folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise ModelError(f"{folder}: has no {weights.name}, and other formats, which can run code, are not read")
+    models.check_adapter_weights(folder)
     with models.reading(str(weights)), safe_open(weights, "pt") as file:
         heads = [key for key in file.keys() if key.endswith(f".{HEAD}.weight")]  # noqa: SIM118
         return len(heads) == 1 and file.get_slice(heads[0]).get_shape()[0] == 1
