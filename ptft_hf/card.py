@@ -101,6 +101,11 @@ base = {auto}.from_pretrained({base!r}, config=config, {calls}){in_float32}
 
 GROWN = """base.resize_token_embeddings({rows}, mean_resizing=False)  # the adapter holds the added tokens' rows
 """
+OUTPUT_ROWS = """for values in base.get_output_embeddings().parameters():  # where it is not tied to the input's
+    values.data[{ids}] = values.data[:{known}].float().mean(0).to(values)
+"""
+WRITERS = ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForPreTraining")
+"""Models with output embeddings."""
 
 ONE_LAYOUT = """for module in base.modules():  # else bitsandbytes repacks weights on some CPUs and rounds more
     if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -202,6 +207,21 @@ def is_policy(run: Mapping[str, Any]) -> bool:
     """Whether a run trained a language model for rewards or on preferences, by PPO or by TRL: it has no task whose
     inputs it answers."""
     return run.get("stage") in ("ppo", *ALGORITHMS)
+
+
+def without_task(folder: Path, run: Mapping[str, Any]) -> str:
+    """What a folder is whose run has no task, and what may be done with it."""
+    if not is_policy(run):
+        return f"{folder}: is no run that trained a model for a task: its run.json has no task_state"
+    by, merge = "transformers", ""
+    if recipes.saved_adapter_kind(folder) is not None:
+        by, merge = "transformers and peft", f", `ptft merge {folder}` makes a whole model of it"
+    return (
+        f"{folder}: is a policy that {run['stage']} trained, not a model of a task, whose inputs it could predict or "
+        f"be scored on, and no reward: load it by {by}, as its model card shows; `ptft evaluate {folder} --against "
+        f"DIR --judge SOURCE --task PROMPTS` compares its answers with another's{merge}, and `ptft ppo --policy "
+        f"{folder} ...` trains it further"
+    )
 
 
 def _policy_card(run: Mapping[str, Any], kind: str | None, folder: str) -> str:
@@ -313,6 +333,13 @@ def _facts(run: Mapping[str, Any], usage: tasks.Usage) -> str:
     )
 
 
+def _grown(facts: Mapping[str, Any]) -> str:
+    """The lines that make room for added tokens, as :func:`ptft_hf.models.give_rows` does."""
+    added = facts.get("added_tokens")
+    lines = GROWN + (OUTPUT_ROWS if facts["auto_class"] in WRITERS else "")
+    return lines.format(**added) if added else ""
+
+
 def _code(
     facts: Mapping[str, Any], folder: str, is_peft: bool, reader: str, *, own_generation: bool = True
 ) -> str:
@@ -337,7 +364,7 @@ def _code(
         folder=folder,
         base=facts["source"],
         calls=calls,
-        grown=GROWN.format(**facts["added_tokens"]) if facts.get("added_tokens") else "",
+        grown=_grown(facts),
         also=", BitsAndBytesConfig" if quantization else "",
         generating=GENERATING
         if own_generation and facts["auto_class"] in ("AutoModelForSeq2SeqLM", "AutoModelForCausalLM")

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ptft_hf import checkpoints, recipes
-from ptft_hf.card import is_policy, model_card
+from ptft_hf.card import is_policy, model_card, without_task
 from ptft_hf.errors import CheckpointError, OutputError
-from ptft_hf.inference import without_task
 
 CARD = "README.md"
 

@@ -211,8 +211,8 @@ def load(
             its checkpoint.
 
     Raises:
-        CheckpointError: The run has no task, as a policy's; files are missing or changed, the base is another one than
-            was trained on, or the run needs code that is not trusted.
+        CheckpointError: The run has no task, as a policy's; files are missing or changed, the base is another one
+            than was trained on, or the run needs code that is not trusted.
         ModelError: The base is not where it was, or ``dtype`` is none.
     """
     folder, dtype = Path(path), models.as_dtype(dtype or "float32")
@@ -220,7 +220,7 @@ def load(
         raise CheckpointError(f"{folder}: no such folder")
     run = checkpoints.read_json(folder / "run.json")
     if "task_state" not in run:
-        raise CheckpointError(without_task(folder, run))
+        raise CheckpointError(card.without_task(folder, run))
     if verify and (problems := checkpoints.damage(folder)):
         raise CheckpointError(*problems)
     checkpoints.check_code(folder, run, trust_remote_code)
@@ -234,21 +234,6 @@ def load(
     if model is not None:
         run["model"] = relocated(run["model"], model)
     return TrainedModel(loaded.eval(), tokenizer, task, run, folder)
-
-
-def without_task(folder: Path, run: Mapping[str, Any]) -> str:
-    """What a folder is whose run has no task, and what may be done with it."""
-    if not card.is_policy(run):
-        return f"{folder}: is no run that trained a model for a task: its run.json has no task_state"
-    by, merge = "transformers", ""
-    if recipes.saved_adapter_kind(folder) is not None:
-        by, merge = "transformers and peft", f", `ptft merge {folder}` makes a whole model of it"
-    return (
-        f"{folder}: is a policy that {run['stage']} trained, not a model of a task, whose inputs it could predict or "
-        f"be scored on, and no reward: load it by {by}, as its model card shows; `ptft evaluate {folder} --against "
-        f"DIR --judge SOURCE --task PROMPTS` compares its answers with another's{merge}, and `ptft ppo --policy "
-        f"{folder} ...` trains it further"
-    )
 
 
 def load_weights(

@@ -177,3 +177,15 @@ def test_what_cannot_be_had_is_refused(nothing: Path, tmp_path: Path) -> None:
         wordpiece = {"tokenizer": TokenizerRecipe(kind="wordpiece")}
         run("config:llama", "full/default", tmp_path / "run", wordpiece, **SIZES_OF_LLAMA)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_card_s_lines_give_added_tokens_rows_of_the_output_layer(tied: bool, tmp_path: Path) -> None:
+    base = make_checkpoint("llama", tmp_path / "base", auto="AutoModelForCausalLM", tie_word_embeddings=tied)
+    trained = run(base, "lora/r8_attention", tmp_path / "out", {"add_tokens": ["[E1]", "Aspirin"]})
+    assert trained.model.get_base_model().config.tie_word_embeddings == tied
+    names: dict[str, Any] = {}
+    exec(code_of(card_of(tmp_path / "out")[1])[0], names)
+    ids = trained.tokenizer("the Aspirin [E1] and", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(names["model"](ids).logits, trained.model(ids).logits)
