@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -249,6 +250,12 @@ def test_rates_at_the_edge_of_what_was_tried_are_said():
         "Validation chose the highest learning rate that was tried for edge and the lowest learning rate that was "
         "tried for low: beyond it they may do better."
     ]
+    fewer = copy.deepcopy([one for one in results if one["cell"]["adapter"]["name"] == "low"])
+    for one in fewer:
+        one["cell"]["size"] = one["data"]["train"]["rows"] = 50
+    assert [line.partition(" chose")[0] for line in findings.at_the_edge(only_group([*results, *fewer]))] == [
+        "With 1,000 rows validation", "With 50 rows validation",
+    ]  # fmt: skip
     alone = [{**one, "tries": one["tries"][:1], "learning_rate": 1e-4} for one in results]
     assert findings.at_the_edge(only_group(alone)) == []
     assert findings.at_the_edge(only_group([one for one in results if "inside" in str(one["cell"])])) == []

@@ -131,17 +131,22 @@ def recommendations(group: Group, margin: float) -> list[str]:
 
 
 def at_the_edge(group: Group) -> list[str]:
-    """A sentence on the methods for which validation mostly chose the highest or the lowest rate of those tried: the
-    best may lie beyond. None where there are none."""
-    found: dict[str, list[str]] = {"highest": [], "lowest": []}
-    for method in group.by_size[group.largest]:
-        own = [r for r in group.results if _is_of(r, method.name, group.largest) and len(r["tries"]) > 1]
-        for name, end in (("highest", max), ("lowest", min)):
-            ends = [r["learning_rate"] == end(one["learning_rate"] for one in r["tries"]) for r in own]
-            if 2 * sum(ends) > len(own):
-                found[name].append(method.name)
-    said = [f"the {name} learning rate that was tried for {', '.join(of)}" for name, of in found.items() if of]
-    return [f"Validation chose {' and '.join(said)}: beyond it they may do better."] if said else []
+    """For each size of training set a sentence on the methods for which validation mostly chose the highest or the
+    lowest rate of those tried: the best may lie beyond. None where there are none."""
+    sentences = []
+    for size in sorted(group.rows, key=group.rows.__getitem__, reverse=True):
+        found: dict[str, list[str]] = {"highest": [], "lowest": []}
+        for method in group.by_size[size]:
+            own = [r for r in group.results if _is_of(r, method.name, size) and len(r["tries"]) > 1]
+            for name, end in (("highest", max), ("lowest", min)):
+                ends = [r["learning_rate"] == end(one["learning_rate"] for one in r["tries"]) for r in own]
+                if 2 * sum(ends) > len(own):
+                    found[name].append(method.name)
+        said = [f"the {name} learning rate that was tried for {', '.join(of)}" for name, of in found.items() if of]
+        where = f"With {group.rows[size]:,} rows validation" if len(group.rows) > 1 else "Validation"
+        if said:
+            sentences.append(f"{where} chose {' and '.join(said)}: beyond it they may do better.")
+    return sentences
 
 
 def _is_of(result: Result, adapter: str, size: int | None) -> bool:
