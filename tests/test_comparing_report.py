@@ -239,6 +239,16 @@ def test_of_many_pairs_without_a_verdict_those_with_the_best_are_listed():
     assert len(findings.verdict_parts(only_group(decided), 0.01, None)[0].rows) == 28
 
 
+def test_methods_that_ran_with_fewer_rows_alone_are_counted():
+    results = [cell(name, seed, right(0.8)) for name in "ab" for seed in range(3)]
+    fewer = copy.deepcopy([*results, *(cell("c", seed, right(0.9)) for seed in range(3))])
+    for one in fewer:
+        one["cell"]["size"] = one["data"]["train"]["rows"] = 50
+    (first, *_) = findings.findings([*results, *fewer], 0.01, "")[0].parts
+    assert first.endswith("3 seeds a method. 2 of 3 methods ran with so many.")
+    assert findings.findings(results, 0.01, "")[0].parts[0].endswith("3 seeds a method.")
+
+
 def test_rates_at_the_edge_of_what_was_tried_are_said():
     chosen = {"edge": (3e-3, 3e-3, 1e-3), "low": (1e-4, 1e-4, 1e-4), "inside": (1e-3, 1e-3, 3e-3)}
     results = []

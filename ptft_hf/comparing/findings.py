@@ -102,7 +102,7 @@ def _of_group(
         2,
         [
             f"Test {group.metric} ({tests:,} test rows), with {rows:,} training rows unless another number is named. "
-            f"{_how_many(methods)}",
+            f"{_how_many(methods, {method.name for of in group.by_size.values() for method in of})}",
             *filter(None, [recommendations(group, margin)]),
             quality_table(group),
             *at_the_edge(group),
@@ -165,10 +165,11 @@ def _interval(values: Any) -> Interval | None:
     return mean_interval(values) if len(values) >= MIN_SEEDS else None
 
 
-def _how_many(methods: Sequence[Method]) -> str:
+def _how_many(methods: Sequence[Method], every: set[str]) -> str:
     counts = sorted({len(method.seeds) for method in methods})
     said = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    return f"{said} seed{'' if counts[-1] == 1 else 's'} a method." + (
+    missing = f" {len(methods)} of {len(every)} methods ran with so many." if len(methods) < len(every) else ""
+    return f"{said} seed{'' if counts[-1] == 1 else 's'} a method.{missing}" + (
         "" if counts[0] >= MIN_SEEDS else f" Under {MIN_SEEDS} seeds there are no intervals and no verdicts."
     )
 
