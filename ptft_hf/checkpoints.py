@@ -41,7 +41,7 @@ def check_code(folder: Path, run: Mapping[str, Any], trusted: Any, how: str = HO
         CheckpointError: The run would have it run; it ends with ``how`` to allow that.
     """
     facts = run["model"]
-    asked = [name for name in RUNS_CODE if facts["options"].get(name)]
+    asked = [name for name in RUNS_CODE if facts.get("options", {}).get(name)]
     if asked and not trusted:
         whose = f"{facts['reference']} and of {folder}" if saved_adapter_kind(folder) else str(folder)
         raise CheckpointError(

@@ -194,7 +194,7 @@ def test_given_rates_are_tried_as_they_are(ran, base: Path):
     root, _ = ran
     (cell,) = make(base, root / "task.yaml", adapters=["full/default"], seeds=[0], learning_rates={
         "full/default": [1e-3, 1e-5]}).cells()  # fmt: skip
-    assert cell.search == "around" and cells.learning_rates(cell) == ([1e-3, 1e-5], 2)
+    assert cell.search == "around" and cells.learning_rates(cell) == [1e-3, 1e-5]
 
 
 def test_the_committed_cells_are_those_of_their_grids(monkeypatch: pytest.MonkeyPatch):

@@ -180,7 +180,7 @@ def test_logprobs_are_the_naive_ones_with_gradients(model: Any, chunk: int) -> N
     gradient = head.grad.clone()
     model.zero_grad()
     torch.cat([logprobs for logprobs, _ in naive]).sum().backward()
-    torch.testing.assert_close(gradient, head.grad, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradient, head.grad, atol=5e-5, rtol=1e-4)
 
 
 def test_no_logits_are_held_for_prompts_or_padding(model: Any) -> None:
