@@ -82,9 +82,9 @@ def _machine(result: Result) -> str:
 def _methods_used(margin: float) -> list[str]:
     return [
         "A cell is one method, on one task, with one seed and one training set, in a process of its own. Each "
-        "method tries as many learning rates, about its own default (how, says *search* in the cell's file: a "
-        "climb tries a higher one next while the highest is the best; without it all seeds try the same); validation "
-        "chooses, for every seed anew, and the test set is read once, by the chosen run.",
+        "method tries as many learning rates, about its own default (where a cell's file has search: climb, a higher "
+        "one next while the highest is the best; else the same for all seeds); validation chooses, for every seed "
+        "anew, and the test set is read once, by the chosen run.",
         "Smaller training sets are stratified, and parts of the larger ones; at a seed all methods get the same "
         "rows.",
         f"Intervals are Student's t over seeds (from {BOOTSTRAP_SEEDS} seeds on a symmetric bootstrap-t); those "
