@@ -29,16 +29,17 @@ LOADED = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja", ".py")
 
 HOW_TO_TRUST = (
     "--trust-remote-code; in Python trust_remote_code=True; of a policy in PPO, in evaluation and for feedback "
-    "model.trust_remote_code of the task's recipe (or --set model.trust_remote_code=true)"
+    "model.trust_remote_code of the task's recipe (or --set model.trust_remote_code=true); for --reward and "
+    "--judge give a function that loads it (ptft_hf.load(..., trust_remote_code=True))"
 )
 
 
-def check_code(folder: Path, run: Mapping[str, Any], trusted: Any, how: str = HOW_TO_TRUST) -> None:
+def check_code(folder: Path, run: Mapping[str, Any], trusted: Any) -> None:
     """Let a run have Python code run that came with its checkpoint where that is ``trusted`` alone: the run's folder
     may be a stranger's.
 
     Raises:
-        CheckpointError: The run would have it run; it ends with ``how`` to allow that.
+        CheckpointError: The run would have it run; it ends with how to allow that.
     """
     facts = run["model"]
     asked = [name for name in RUNS_CODE if facts.get("options", {}).get(name)]
@@ -46,7 +47,7 @@ def check_code(folder: Path, run: Mapping[str, Any], trusted: Any, how: str = HO
         whose = f"{facts['reference']} and of {folder}" if saved_adapter_kind(folder) else str(folder)
         raise CheckpointError(
             f"{folder}: its run.json turns {' and '.join(asked)} on, so that Python code of {whose} would run here; "
-            f"if you trust that code, allow it: {how}"
+            f"if you trust that code, allow it: {HOW_TO_TRUST}"
         )
 
 

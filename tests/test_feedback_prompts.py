@@ -65,13 +65,12 @@ def read_in_ppo(task: Preference, tokenizer: Any, prompts: list[Any], database: 
     with Store(database) as store:
         pairs = "SELECT first FROM pairs UNION SELECT second FROM pairs"
         query = f"SELECT p.text, a.text FROM answers a JOIN prompts p ON p.id = a.prompt WHERE a.id IN ({pairs})"
-        kept = [row for row in store.rows(query) if row[1].strip()]  # nothing is learnt from blank answers
-        texts, answers = map(list, zip(*kept, strict=True))
+        texts, answers = map(list, zip(*store.rows(query), strict=True))
     ids = [asked[text].ids for text in texts]
     made = rollouts.collate(ids, [[5]] * len(ids), frozenset(), 0)
     batch = Answered(texts, answers, made, [asked[text].source for text in texts])
     read = Form(task, tokenizer, 256).rollouts(batch)
-    return [row[seen.bool()].tolist() for row, seen in zip(read.ids, read.attention, strict=True)]
+    return [row[kept.bool()].tolist() for row, kept in zip(read.ids, read.attention, strict=True)]
 
 
 @pytest.mark.parametrize("prompts", [CONVERSATIONS, TEXTS], ids=["conversations", "texts"])

@@ -249,10 +249,8 @@ def test_the_reward_model_learns_what_people_prefer(tmp_path: Path, capsys: pyte
     with feedback.Store(database) as store:
         assert store.answered() == answers  # none was drawn twice
     rows = sum(found["reward"]["data"][split]["rows"] for split in ("train", "validation", "test"))
+    assert rows == pairs
     exported = (database.parent / "preferences.jsonl").read_text("utf-8").splitlines()
-    sides = [[json.loads(line)[side] for side in ("chosen", "rejected")] for line in exported]
-    texts = [[side if isinstance(side, str) else side[-1]["content"] for side in pair] for pair in sides]
-    assert rows == sum(all(text.strip() for text in pair) for pair in texts) >= pairs - 2  # of blank ones none
     (asked,) = json.loads(exported[0])["prompt"]
     assert asked["role"] == "user" and asked["content"].startswith("What is the sea? ")
     assert f"{pairs} of {pairs} pairs of answers were judged" in (output / "report.md").read_text("utf-8")

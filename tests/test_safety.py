@@ -192,7 +192,7 @@ def test_a_policy_needs_the_recipes_trust(tmp_path: Path):
 
 
 def test_a_reward_that_needs_code_is_given_as_a_function(runs: dict[str, Path]):
-    with pytest.raises(CheckpointError, match=f"{runs['lora']}: .*give a function as the reward that loads it"):
+    with pytest.raises(CheckpointError, match=f"{runs['lora']}: .*--judge give a function that loads it"):
         rewards.build([f"{runs['lora']}#pos"], lambda _: None, 2)
 
 

@@ -262,8 +262,9 @@ def _draw(
     sampling: Sampling,
 ) -> tuple[list[list[str]], list[bool]]:
     """Texts of each prompt's answers, and whether each answer has an end. The seed follows from the prompts, so that
-    one that was stopped goes on with the answers that it would have drawn."""
-    given = json.dumps([sampling.seed, source, [prompt.text for prompt in prompts]])
+    one that was stopped goes on with the answers that it would have drawn, and from the model's name without the
+    folders above it, so that they are the same wherever it lies."""
+    given = json.dumps([sampling.seed, Path(source).name, [prompt.text for prompt in prompts]])
     torch.manual_seed(int.from_bytes(hashlib.sha256(given.encode()).digest()[:4], "big"))
     ids = [prompt.ids for prompt in prompts for _ in range(each)]
     options: dict[str, Any] = {"pad_token_id": tokenizer.pad_token_id, "ends": ends, "has_encoder": False}

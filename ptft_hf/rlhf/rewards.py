@@ -59,7 +59,6 @@ class Reward(Protocol):
 
 
 LARGEST = torch.finfo(torch.float32).max
-AS_FUNCTION = "give a function as the reward that loads it (ptft_hf.load(..., trust_remote_code=True))"
 
 
 class Spec(NamedTuple):
@@ -359,8 +358,7 @@ def load_classifier(spec: Spec, batch_size: int, prefix: str) -> ClassifierRewar
         CheckpointError: The folder of a run is damaged, or needs code of its own, which no flag allows here.
         RecipeError: It has several labels and none, or an unknown one, was named.
     """
-    if (file := Path(spec.source) / "run.json").is_file():
-        checkpoints.check_code(file.parent, checkpoints.read_json(file), False, AS_FUNCTION)
+    if (Path(spec.source) / "run.json").is_file():
         trained = inference.load(spec.source)
         if isinstance(trained.task, Preference):
             if spec.label is not None:
