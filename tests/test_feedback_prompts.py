@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,16 @@ def test_a_reward_model_is_trained_on_the_ids_that_it_reads_in_ppo(
     read = read_in_ppo(task, tokenizer, prompts, database)
     assert {tuple(ids) for ids in trained} == {tuple(ids) for ids in read}
     assert {json.dumps(row["prompt"]) for row in lines(file)} == set(map(json.dumps, prompts))
+
+
+def test_answers_are_the_same_wherever_the_model_lies(policy: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(policy, tmp_path / "elsewhere" / policy.name)
+    texts = []
+    for number, place in enumerate((policy, moved)):
+        generate(place, TEXTS, tmp_path / f"{number}.sqlite")
+        with Store(tmp_path / f"{number}.sqlite") as store:
+            texts.append(store.rows("SELECT text FROM answers ORDER BY id"))
+    assert len(texts[0]) == 9 and texts[0] == texts[1]
 
 
 class Reader:
