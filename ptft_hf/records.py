@@ -189,6 +189,7 @@ def hardware(processes: int) -> dict[str, Any]:
     """Of this process, one of so many."""
     return {
         "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),

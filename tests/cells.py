@@ -51,6 +51,8 @@ def cell(
             "train": {"rows": size or rows, "fingerprint": f"{task}{size}{seed}"},
             "test": {"rows": len(outcomes), "fingerprint": task},
         },
+        "settings": {"bf16": False, "fp16": False},
+        "model": {"dtype": "float32"},
         "ptft_hf": "0.1.0",
         "versions": {"torch": "2.13.0"},
         "hardware": dict.fromkeys(("machine", "system", "python", "threads", "processes", "device"), "x"),

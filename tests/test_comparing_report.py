@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptft_hf.comparing import findings, verdicts, words, write_report
+from ptft_hf.comparing import findings, groups, verdicts, words, write_report
 from ptft_hf.comparing.words import POINTS
 from tests.cells import cell, failed, grid
 
@@ -21,8 +21,8 @@ def right(share: float, rows: int = 100) -> np.ndarray:
     return np.arange(rows) < round(share * rows)
 
 
-def only_group(results: list) -> findings.Group:
-    (group,) = findings.groups_of(results)
+def only_group(results: list) -> groups.Group:
+    (group,) = groups.groups_of(results)
     return group
 
 
@@ -256,19 +256,43 @@ def test_rates_at_the_edge_of_what_was_tried_are_said():
         for seed, rate in enumerate(rates):
             tries = [{"learning_rate": one} for one in (1e-4, 1e-3, 3e-3)]
             results.append({**cell(name, seed, right(0.8)), "learning_rate": rate, "tries": tries})
-    assert findings.at_the_edge(only_group(results)) == [
+    assert groups.at_the_edge(only_group(results)) == [
         "Validation chose the highest learning rate that was tried for edge and the lowest learning rate that was "
         "tried for low: beyond it they may do better."
     ]
     fewer = copy.deepcopy([one for one in results if one["cell"]["adapter"]["name"] == "low"])
     for one in fewer:
         one["cell"]["size"] = one["data"]["train"]["rows"] = 50
-    assert [line.partition(" chose")[0] for line in findings.at_the_edge(only_group([*results, *fewer]))] == [
+    assert [line.partition(" chose")[0] for line in groups.at_the_edge(only_group([*results, *fewer]))] == [
         "With 1,000 rows validation", "With 50 rows validation",
     ]  # fmt: skip
     alone = [{**one, "tries": one["tries"][:1], "learning_rate": 1e-4} for one in results]
-    assert findings.at_the_edge(only_group(alone)) == []
-    assert findings.at_the_edge(only_group([one for one in results if "inside" in str(one["cell"])])) == []
+    assert groups.at_the_edge(only_group(alone)) == []
+    assert groups.at_the_edge(only_group([one for one in results if "inside" in str(one["cell"])])) == []
+
+
+def test_cells_of_unlike_precision_are_named_and_their_seconds_and_memory_not_recommended_by():
+    results = [cell(name, seed, right(0.8)) for name in "abc" for seed in range(3)]
+    assert len(findings.recommendations(only_group(results), 0.01)) == 4
+    for one in results:
+        adapter, seed = one["cell"]["adapter"]["name"], one["cell"]["seed"]
+        one["settings"] = {"bf16": adapter == "a" or (adapter, seed) == ("b", 2), "fp16": False}
+    mixed = findings.findings(results, 0.01, "")[0].parts
+    assert mixed[1] == (
+        "Not all cells were computed in the same precision, as when a grid goes on on a machine without bfloat16. In "
+        "bfloat16: a with 1,000 rows; b with 1,000 rows (seed 2). In float32: b with 1,000 rows (seeds 0 and 1); c "
+        "with 1,000 rows. What sets these apart may be the precision, and their seconds and memory do not compare."
+    )
+    costs = [line.partition(":")[0] for line in findings.recommendations(only_group(results), 0.01)]
+    assert [cost.rpartition(" the ")[2] for cost in costs] == ["fewest trainable parameters", "least disk"]
+    fewer = copy.deepcopy([one for one in results if one["cell"]["adapter"]["name"] != "a"])
+    for one in fewer:
+        one["cell"]["size"] = one["data"]["train"]["rows"] = 50
+        one["settings"]["bf16"] = True
+    alike = [{**one, "settings": {"bf16": False, "fp16": False}} for one in results]
+    (said,) = groups.mixed_precision(only_group([*alike, *fewer]))
+    assert "In float32: a, b and c with 1,000 rows. In bfloat16: b and c with 50 rows." in said
+    assert len(findings.recommendations(only_group([*alike, *fewer]), 0.01)) == 4  # the largest were alike
 
 
 def test_no_finished_cell_makes_a_report_all_the_same(tmp_path: Path):

@@ -1,8 +1,8 @@
 """Full or PEFT? Grids of runs, what they show, and how sure that is.
 
 The rooms behind it, each importing only those before: ``statistics``, ``grids``, ``cells`` (one cell, in its own
-process, whose entry is ``__main__``), ``running`` (all of them), ``verdicts``, ``curves``, ``words``, ``figures``,
-``pages`` (Markdown and HTML), ``provenance``, ``findings``. What is imported here needs no torch.
+process, whose entry is ``__main__``), ``running`` (all of them), ``verdicts``, ``curves``, ``words``, ``groups``,
+``figures``, ``pages`` (Markdown and HTML), ``provenance``, ``findings``. What is imported here needs no torch.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def show(results: Sequence[Mapping[str, Any]], margin: float = 0.01) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ptft_hf.comparing import findings
+    from ptft_hf.comparing import findings, groups
 
     console = Console(highlight=False)
-    for group in findings.groups_of(results):
+    for group in groups.groups_of(results):
         found = findings.quality_table(group)
         table = Table(title=escape(group.where), caption=found.caption)
         for i, name in enumerate(found.head):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ptft_hf.comparing import curves, figures, provenance, verdicts, words
 from ptft_hf.comparing.figures import Look, Point
+from ptft_hf.comparing.groups import Group, at_the_edge, groups_of, is_of, mixed_precision, same_precision
 from ptft_hf.comparing.pages import Part, Picture, Section, Table
 from ptft_hf.comparing.statistics import MIN_SEEDS, Interval, mean_interval
-from ptft_hf.comparing.verdicts import COSTS, Condition, Method
-from ptft_hf.comparing.words import POINTS, RAW, Unit
+from ptft_hf.comparing.verdicts import COSTS, Method
+from ptft_hf.comparing.words import POINTS, Unit
 
 Result = Mapping[str, Any]
 COST_NAMES = {
@@ -25,27 +26,6 @@ UNDECIDED = 10
 """So many pairs without a verdict are not listed, but those with the best method."""
 CLASSES = 10
 """Classes in a table: those in which the methods differ most."""
-
-
-class Group(NamedTuple):
-    """One task on one model: its methods by training-set size."""
-
-    model: str
-    task: str
-    metric: str
-    unit: Unit
-    by_size: dict[int | None, list[Method]]
-    rows: dict[int | None, int]
-    """Training rows, also where all were taken."""
-    results: list[Result]
-
-    @property
-    def largest(self) -> int | None:
-        return max(self.rows, key=self.rows.__getitem__)
-
-    @property
-    def where(self) -> str:
-        return f"{self.task} on {self.model}"
 
 
 def findings(
@@ -67,29 +47,6 @@ def findings(
     return [*sections, *provenance.sections(results, margin, command)]
 
 
-def groups_of(results: Sequence[Result]) -> list[Group]:
-    """Finished cells by model and task."""
-    found: dict[tuple[str, str], Group] = {}
-    conditions = verdicts.methods_of(results)
-    for condition, methods in conditions.items():
-        mine = [
-            result for result in results if result["status"] == "finished" and _condition(result) == condition
-        ]
-        metric = mine[0]["metric"]
-        inside = metric["higher_is_better"] and all(np.abs(m.quality).max() <= 1 for m in methods)
-        start = Group(condition.model, condition.task, metric["name"], POINTS if inside else RAW, {}, {}, [])
-        group = found.setdefault((condition.model, condition.task), start)
-        group.by_size[condition.size] = methods
-        group.rows[condition.size] = mine[0]["data"]["train"]["rows"]
-        group.results.extend(mine)
-    return list(found.values())
-
-
-def _condition(result: Result) -> Condition:
-    cell = result["cell"]
-    return Condition(cell["model"], cell["task"]["name"], cell["size"])
-
-
 def _of_group(
     group: Group, look: Mapping[str, Look], margin: float, reference: str | None
 ) -> Iterator[Section]:
@@ -103,6 +60,7 @@ def _of_group(
         [
             f"Test {group.metric} ({tests:,} test rows), with {rows:,} training rows unless another number is named. "
             f"{_how_many(methods, {method.name for of in group.by_size.values() for method in of})}",
+            *mixed_precision(group),
             *filter(None, [recommendations(group, margin)]),
             quality_table(group),
             *at_the_edge(group),
@@ -122,36 +80,14 @@ def _of_group(
 
 
 def recommendations(group: Group, margin: float) -> list[str]:
-    """What to take of the methods with the largest training set, a sentence a cost; nothing of one method alone."""
+    """What to take of the methods with the largest training set, a sentence a cost; nothing of one method alone, nor
+    of seconds and memory where methods were not computed in the same precision."""
     methods = group.by_size[group.largest]
     if len(methods) == 1:
         return []
-    found = [verdicts.recommend(methods, cost, margin) for cost in COSTS]
+    costs = COSTS if same_precision(group) else ("trainable_parameters", "bytes_on_disk")
+    found = [verdicts.recommend(methods, cost, margin) for cost in costs]
     return [words.recommendation(one, group.unit, margin) for one in found]
-
-
-def at_the_edge(group: Group) -> list[str]:
-    """For each size of training set a sentence on the methods for which validation mostly chose the highest or the
-    lowest rate of those tried: the best may lie beyond. None where there are none."""
-    sentences = []
-    for size in sorted(group.rows, key=group.rows.__getitem__, reverse=True):
-        found: dict[str, list[str]] = {"highest": [], "lowest": []}
-        for method in group.by_size[size]:
-            own = [r for r in group.results if _is_of(r, method.name, size) and len(r["tries"]) > 1]
-            for name, end in (("highest", max), ("lowest", min)):
-                ends = [r["learning_rate"] == end(one["learning_rate"] for one in r["tries"]) for r in own]
-                if 2 * sum(ends) > len(own):
-                    found[name].append(method.name)
-        said = [f"the {name} learning rate that was tried for {', '.join(of)}" for name, of in found.items() if of]
-        where = f"With {group.rows[size]:,} rows validation" if len(group.rows) > 1 else "Validation"
-        if said:
-            sentences.append(f"{where} chose {' and '.join(said)}: beyond it they may do better.")
-    return sentences
-
-
-def _is_of(result: Result, adapter: str, size: int | None) -> bool:
-    cell = result["cell"]
-    return bool(cell["adapter"]["name"] == adapter and cell["size"] == size)
 
 
 def point_of(method: Method) -> Point:
@@ -271,7 +207,7 @@ def _cost_table(group: Group) -> Table:
         mine = [
             result["cost"]
             for result in group.results
-            if _is_of(result, method.name, group.largest)
+            if is_of(result, method.name, group.largest)
         ]
 
         def mean(name: str, costs: Sequence[Mapping[str, Any]] = mine) -> float:

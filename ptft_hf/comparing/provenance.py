@@ -73,8 +73,9 @@ def _stack(result: Result) -> str:
 
 def _machine(result: Result) -> str:
     hardware = result["hardware"]
+    kind = f" ({hardware['cpu_capability']})" if "cpu_capability" in hardware else ""
     return (
-        f"{hardware['device']}, {hardware['machine']}, {hardware['threads']} threads, {hardware['processes']} "
+        f"{hardware['device']}, {hardware['machine']}{kind}, {hardware['threads']} threads, {hardware['processes']} "
         f"process(es), Python {hardware['python']}, {hardware['system']}"
     )
 

@@ -269,13 +269,17 @@ def methods_of(results: Sequence[Mapping[str, Any]]) -> dict[Condition, list[Met
     found: dict[Condition, dict[str, list[Mapping[str, Any]]]] = {}
     for result in results:
         if result["status"] == "finished":
-            cell = result["cell"]
-            condition = Condition(cell["model"], cell["task"]["name"], cell["size"])
-            found.setdefault(condition, {}).setdefault(cell["adapter"]["name"], []).append(result)
+            methods = found.setdefault(condition_of(result), {})
+            methods.setdefault(result["cell"]["adapter"]["name"], []).append(result)
     return {
         condition: [_method(name, cells) for name, cells in methods.items()]
         for condition, methods in found.items()
     }
+
+
+def condition_of(result: Mapping[str, Any]) -> Condition:
+    cell = result["cell"]
+    return Condition(cell["model"], cell["task"]["name"], cell["size"])
 
 
 def _method(name: str, cells: Sequence[Mapping[str, Any]]) -> Method:
