@@ -198,8 +198,15 @@ def test_on_the_command_line(ptft: Ptft, tmp_path: Path) -> None:  # noqa: F811
     assert alone.code == 2 and "--against, --judge and --task belong together" in alone.err
     elsewhere = ptft("evaluate", base, "--against", base, *flags, "--split", "train")
     assert elsewhere.code == 2 and "--model and --split have no effect with --against" in elsewhere.err
-    unused = ptft("evaluate", base, "--set", "response_length=3")
-    assert unused.code == 2 and "--set and --output have no effect without --against" in unused.err
+
+
+def test_what_is_of_answers_is_refused_without_another_policy(ptft: Ptft, tmp_path: Path) -> None:  # noqa: F811
+    given = {"--prompts": 3, "--seed": 0, "--set": "response_length=3", "--output": tmp_path / "out"}
+    unused = ptft("evaluate", tmp_path, *(part for pair in given.items() for part in pair))
+    assert (unused.code, unused.out) == (2, "")
+    assert all(f"{name}: has no effect without --against" in unused.err for name in given)
+    one = ptft("evaluate", tmp_path, "--seed", 42)  # as by default, and yet given
+    assert (one.code, one.err) == (2, "error: --seed: has no effect without --against\n")
 
 
 def test_faults_are_told(tmp_path: Path) -> None:

@@ -125,12 +125,17 @@ def evaluate(
         str | None,
         typer.Option(metavar="SOURCE[#LABEL]", help="A reward, as of ptft ppo, that says which answers are better."),
     ] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="How many are answered at most.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the answers.")] = 42,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Of the answers: response_length=53, ...")
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="With --against: how many are answered at most; 200 by default.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="A folder for the comparison's run.json.")] = None,
+    seed: Annotated[int | None, typer.Option(help="With --against: of the answers; 42 by default.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --against: of the answers, response_length=53, ..."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="With --against: a folder for the comparison's run.json.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Metrics of a finished run on labelled data; with --against how often a judge prefers a policy's answers."""
@@ -156,15 +161,16 @@ def evaluate(
             task=task,
             judge=judge,
             output_dir=output,
-            prompts=prompts,
-            seed=seed,
+            prompts=200 if prompts is None else prompts,
+            seed=42 if seed is None else seed,
             settings=set_ or [],
         )
         if as_json:
             print(json.dumps(found["metrics"]))
         return
-    if set_ or output is not None:
-        raise RecipeError("--set and --output have no effect without --against")
+    of_answers = {"--prompts": prompts, "--seed": seed, "--set": set_ or None, "--output": output}
+    if idle := [name for name, value in of_answers.items() if value is not None]:
+        raise RecipeError(*(f"{name}: has no effect without --against" for name in idle))
     from ptft_hf import inference, report
 
     loaded = inference.load(folder, model=model, trust_remote_code=trust_remote_code)
