@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import DefaultFlowCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
 
 import ptft_hf
 from ptft_hf import checkpoints, planning, preparing, recipes
 from ptft_hf.errors import ModelError, RecipeError
-from ptft_hf.planning import batches, forecasts, machine, memory, sums, timing
+from ptft_hf.planning import batches, forecasts, machine, memory, probing, sums, timing
 from ptft_hf.planning.batches import Batch, Schedule
 from ptft_hf.planning.counting import ACTIVATIONS, GRADIENTS, LOGITS, WEIGHTS, Counted, Counter
 from tests import tiny_images
@@ -259,6 +261,19 @@ def test_a_probe_takes_the_place_of_what_was_counted():
     assert after.probed and after.counted == before.peak
     assert after.peak == 1_000_000 + 70 + 200  # one of two shapes has been seen
     assert after.seconds == pytest.approx(2.0 * (20 + 16 + 20 + 16) / 20 + 0.5 + 0.25)
+
+
+def test_a_step_lasts_from_the_end_of_the_one_before(monkeypatch: pytest.MonkeyPatch):
+    """With the reading of its batch; the first alone from its own beginning."""
+    clock, now = probing.StepClock(), SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(probing.time, "perf_counter", lambda: now.seconds)
+    handler = CallbackHandler([clock, DefaultFlowCallback()], None, None, None, None)
+    args, state, control = TrainingArguments(report_to="none", use_cpu=True), TrainerState(), TrainerControl()
+    for begins, ends in ((107.0, 110.0), (111.0, 115.0), (115.0, 115.5), (120.0, 121.5)):
+        for at, event in ((begins, handler.on_step_begin), (ends, handler.on_step_end)):
+            now.seconds = at
+            event(args, state, control)
+    assert clock.seconds == [3.0, 5.0, 0.5, 6.0]
 
 
 # ---- batches ----
