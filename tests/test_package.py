@@ -72,6 +72,7 @@ try:
 except SystemExit as stop:
     assert not stop.code, stop.code
 """
+REFUSED = MAIN.replace("not stop.code", "stop.code == 2")
 
 
 def heavy_modules(statement: str, *arguments: str) -> str:
@@ -112,9 +113,21 @@ def test_verbs_that_only_read_recipes_import_nothing_heavy(arguments: list[str])
 
 
 def test_a_faulty_recipe_is_refused_before_anything_heavy_is_imported(tmp_path: Path):
-    refused = MAIN.replace("not stop.code", "stop.code == 2")
     flags = ["--model", "m", "--task", "no/task", "--adapter", "no/adapter", "--output", str(tmp_path / "o")]
-    assert heavy_modules(refused, "train", *flags) == "[]"
+    assert heavy_modules(REFUSED, "train", *flags) == "[]"
+
+
+@pytest.mark.parametrize("verb", ["train", "train further", "plan", "inspect", "tune"])
+def test_prompts_are_refused_before_anything_heavy_is_imported(verb: str, tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
+    flags = {"--model": "m", "--task": "prompts/tldr"}
+    if verb != "inspect":
+        flags["--adapter"] = str(tmp_path) if verb == "train further" else "lora/r8_attention"
+    if verb not in ("inspect", "plan"):
+        flags["--output"] = str(tmp_path / "o")
+    if verb == "tune":
+        flags["--search"] = "learning_rate=1e-3,1e-2"
+    assert heavy_modules(REFUSED, verb.split()[0], *(part for pair in flags.items() for part in pair)) == "[]"
 
 
 def test_importing_what_trains_says_nothing():

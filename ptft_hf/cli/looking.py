@@ -94,8 +94,7 @@ def _plan_training(
 ) -> Forecast:
     from ptft_hf import recipes
 
-    if recipes.saved_adapter_kind(adapter) is None:
-        recipes.load_run(task, adapter, sets)  # every fault of the recipes, before torch is imported
+    recipes.check_run(task, adapter, sets)  # every fault of the recipes, before torch is imported
     from ptft_hf import planning
 
     keep_freed_memory()

@@ -49,8 +49,7 @@ def train(
     if algorithm is not None or reward:
         _train_by_trl(algorithm, model, task, adapter, output, reward, seed, set_ or [], resume, overwrite)
         return
-    if recipes.saved_adapter_kind(adapter) is None:
-        recipes.load_run(task, adapter, set_ or [])  # every fault of the recipes, before torch is imported
+    recipes.check_run(task, adapter, set_ or [])  # every fault of the recipes, before torch is imported
     from ptft_hf.training import train as run
 
     keep_freed_memory()
@@ -278,8 +277,7 @@ def tune(
     from ptft_hf.tuning import read_ranges
 
     ranges = read_ranges(search)
-    if recipes.saved_adapter_kind(adapter) is None:
-        recipes.load_run(task, adapter, set_ or [])
+    recipes.check_run(task, adapter, set_ or [])
     from ptft_hf.tuning import searching
 
     keep_freed_memory()

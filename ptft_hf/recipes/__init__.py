@@ -52,6 +52,7 @@ from ptft_hf.recipes.models import (
 )
 from ptft_hf.recipes.overrides import Overrides, parse_set, read_sets
 from ptft_hf.recipes.preference import PreferenceRecipe
+from ptft_hf.recipes.prompts import NO_ANSWERS
 from ptft_hf.recipes.summarization import SummarizationRecipe
 from ptft_hf.recipes.upstream import (
     importable,
@@ -88,6 +89,7 @@ __all__ = [
     "TokenizerRecipe",
     "adapter_from_dict",
     "catalogue",
+    "check_run",
     "from_nothing",
     "load_adapter",
     "load_recipe",
@@ -138,7 +140,11 @@ def load_recipe(reference: str) -> TaskRecipe | AdapterRecipe:
 
 
 def load_run(
-    task: str | Path | TaskRecipe, adapter: str | Path | AdapterRecipe, sets: Sequence[str] = ()
+    task: str | Path | TaskRecipe,
+    adapter: str | Path | AdapterRecipe,
+    sets: Sequence[str] = (),
+    *,
+    of_prompts: bool = False,
 ) -> tuple[TaskRecipe, AdapterRecipe, Overrides]:
     """Load and check all settings of a run; what ``sets`` says of task, model and adapter is in the recipes.
 
@@ -146,6 +152,7 @@ def load_run(
         task: A catalogue name, a file, or a recipe.
         adapter: A catalogue name, a file, or a recipe.
         sets: ``key=value`` as given to ``--set`` (see :func:`parse_set`).
+        of_prompts: Whether the run may learn from prompts alone, as those of reinforcement learning do.
 
     Raises:
         RecipeError: With every fault of both recipes and of ``sets``, missing packages included.
@@ -162,10 +169,25 @@ def load_run(
     )
     for recipe in (the_task, the_adapter):
         problems += [] if recipe is None else _missing_packages(recipe)
+    if the_task is not None and the_task.family == "prompts" and not of_prompts:
+        problems.append(f"{the_task.name}: family: {NO_ANSWERS}")
     problems = [*task_problems, *adapter_problems, *problems]
     if problems or the_task is None or the_adapter is None:
         raise RecipeError(*problems)
     return the_task, the_adapter, overrides
+
+
+def check_run(task: str, adapter: str, sets: Sequence[str]) -> None:
+    """Every fault of a run's recipes and settings that can be told before torch is imported; where ``adapter`` is the
+    folder of an earlier run, of the task's alone.
+
+    Raises:
+        RecipeError: With all of them.
+    """
+    if saved_adapter_kind(adapter) is None:
+        load_run(task, adapter, sets)
+    else:
+        load_run(task, "full/default", [pair for pair in sets if not pair.strip().startswith("adapter.")])
 
 
 def task_from_dict(values: Mapping[str, Any]) -> TaskRecipe:

@@ -89,7 +89,8 @@ def load_algorithm(
     own = [pair for pair in sets if pair.startswith(PREFIX)]
     options, problems = _options(algorithm, own)
     try:
-        the_task, the_adapter, overrides = load_run(task, adapter, [pair for pair in sets if pair not in own])
+        others = [pair for pair in sets if pair not in own]
+        the_task, the_adapter, overrides = load_run(task, adapter, others, of_prompts=True)
     except RecipeError as error:
         raise RecipeError(*error.problems, *problems) from error
     if the_task.family != algorithm.family:

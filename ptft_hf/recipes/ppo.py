@@ -55,7 +55,7 @@ def load_ppo(
     dotted = [pair for pair in sets if "." in pair.partition("=")[0]]
     given, problems = _options([pair for pair in sets if pair not in dotted])
     try:
-        the_task, the_adapter, overrides = load_run(task, adapter, dotted)
+        the_task, the_adapter, overrides = load_run(task, adapter, dotted, of_prompts=True)
     except RecipeError as error:
         raise RecipeError(*error.problems, *problems, *config_of(given, "", given)[1]) from error
     if not isinstance(the_task, PromptsRecipe):

@@ -22,6 +22,12 @@ FINDINGS = (
 )  # fmt: skip
 """What the doctor can find (:mod:`ptft_hf.rlhf.doctor`)."""
 
+NO_ANSWERS = (
+    "prompts have no answers to learn from or to be scored by; they are for `ptft ppo`, `ptft train --algorithm "
+    "grpo` (or rloo), `ptft feedback generate` and `ptft evaluate --against`"
+)
+"""Said where a task is needed that has them."""
+
 METRIC_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 """Of transformers' schedules of the learning rate those that cannot step by a count alone."""
 

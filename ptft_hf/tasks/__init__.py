@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from ptft_hf import data
 from ptft_hf.errors import RecipeError
 from ptft_hf.recipes import Cleaning, TaskRecipe
+from ptft_hf.recipes.prompts import NO_ANSWERS
 
 FAMILIES = {
     "image_classification": "ptft_hf.tasks.image_classification:ImageClassification",
@@ -245,10 +246,7 @@ def build(recipe: TaskRecipe) -> Task:
         RecipeError: No such family, or prompts, which have none.
     """
     if recipe.family == "prompts":
-        raise RecipeError(
-            f"{recipe.name}: family: prompts have no answers to learn from or to be scored by; they are for `ptft "
-            "ppo`, `ptft train --algorithm grpo` (or rloo), `ptft feedback generate` and `ptft evaluate --against`"
-        )
+        raise RecipeError(f"{recipe.name}: family: {NO_ANSWERS}")
     reference = FAMILIES.get(recipe.family, recipe.family)
     module, colon, name = reference.partition(":")
     if not colon:
