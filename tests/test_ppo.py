@@ -482,6 +482,16 @@ def test_there_is_no_optimizers_state_when_the_policy_is_loaded_back(
     assert left == [0]
 
 
+def test_what_an_adapters_recipe_says_of_training_is_said_to_be_unused(
+    llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    note = f"{LORA}: PPO does not use training.learning_rate, but its own: --set learning_rate=1e-4"
+    assert note in run_ppo(llama, tmp_path / "run", adapter=LORA, total_episodes=8)["notes"]
+    assert f"- {note} " in " ".join(capfd.readouterr().err.split())
+    further = run_ppo(tmp_path / "run", tmp_path / "further", total_episodes=8)
+    assert not [said for said in further["notes"] if "training." in said]
+
+
 def test_markup_in_an_answer_is_shown_as_text() -> None:
     from ptft_hf.rlhf import reporting
 

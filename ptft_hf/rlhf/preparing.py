@@ -169,6 +169,9 @@ def prepare(plan: Plan, source: Any = None, loader: Any = models) -> Ready:
     tokenizer_from = plan.policy if (Path(plan.policy) / "tokenizer_config.json").is_file() else plan.base
     tokenizer = models.load_tokenizer(tokenizer_from, **models.options_of(tokenizer_from, options))
     notes = [*splits.notes]
+    if plan.adapter.training and not isinstance(plan.given, Path):
+        unused = ", ".join(f"training.{name}" for name in plan.adapter.training)
+        notes.append(f"{plan.adapter.name}: PPO does not use {unused}, but its own: --set learning_rate=1e-4")
     if plan.config.kl_estimator == "k3":
         notes.append("kl_estimator=k3: in a reward it hardly pulls the policy back to the reference; k1 does")
     if note := models.ensure_padding(loaded.model, tokenizer):
