@@ -95,13 +95,37 @@ def test_recipes_of_the_catalogue_are_taken_where_they_can_be(algorithm: str) ->
     quantized = {"lora/qlora_int8", "lora/qlora_nf4"}  # which need a package
     recipes = {name: load_adapter(name) for name in catalogue("adapters")}
     methods = {n for n, recipe in recipes.items() if isinstance(recipe, PeftRecipe) and recipe.peft_type in METHODS}
-    assert refused - quantized == others | ({"lora/loraplus"} if algorithm == "ppo" else methods)
+    of_ppo = {"lora/loraplus", "lora/pissa", "p_tuning/tokens20", "prompt/tokens20"}
+    assert refused - quantized == others | methods | (of_ppo if algorithm == "ppo" else set())
     family = task_of(algorithm).partition("/")[0]
     for task in [name for name in catalogue("tasks") if name.startswith(f"{family}/")]:
         if algorithm == "ppo":
             load_ppo(task, LORA)
         else:
             load_algorithm(algorithm, task, LORA)
+
+
+def test_methods_of_which_ppo_cannot_put_several_on_one_base_are_told_with_all_other_faults() -> None:
+    import peft
+
+    refused, prompts = set(), set()
+    for method, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items():
+        if (name := method.value) == "XLORA":  # of which there are no recipes
+            continue
+        recipe = PeftRecipe(name="mine", family=name.lower(), peft_type=name, frozen_cache_gb=8.0)
+        *found, idle = problems("ppo", (), recipe)
+        assert idle.startswith("mine: frozen_cache_gb: 8.0 has no effect")
+        assert problems("ppo", (), recipe, further=True) == found
+        refused |= {name for fault in found if f"mine: {name} cannot play several parts" in fault}
+        prompts |= {name} if issubclass(config, peft.PromptLearningConfig) else set()
+    assert refused == prompts | {"ADALORA", "ADAPTION_PROMPT"}
+
+
+def test_a_lora_that_begins_by_changing_the_base_is_refused_unless_it_has_begun() -> None:
+    recipe = PeftRecipe(name="mine", family="lora", peft_type="LORA", config={"init_lora_weights": "pissa"})
+    (fault,) = problems("ppo", (), recipe)
+    assert fault.startswith("mine: init_lora_weights: 'pissa' changes the base, which all parts of PPO share")
+    assert problems("ppo", (), recipe, further=True) == []
 
 
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, "ppo"])
@@ -124,6 +148,11 @@ def test_the_folder_of_an_adapter_is_an_earlier_run(tmp_path: Path) -> None:
     run = {"adapter": adapter, "model": {"reference": "base"}}
     (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
     assert make_plan(tmp_path, length, recipe(), None, None, 1, {}).adapter.gradual_unfreezing
+    cut = {**run, "adapter": load_adapter("adalora/r12_to_8").model_dump(mode="json")}
+    (tmp_path / "run.json").write_text(json.dumps(cut), encoding="utf-8")
+    with pytest.raises(RecipeError, match="ADALORA cannot play several parts"):
+        make_plan(tmp_path, length, recipe(), None, None, 1, {})
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
     asked = {"model": "base", "task": "preference/hh_rlhf", "output_dir": tmp_path / "out", "reward": length}
     with pytest.raises(RecipeError) as caught:
         train_by_trl(algorithm="dpo", adapter=str(tmp_path), **asked)

@@ -130,6 +130,12 @@ def test_prompts_are_refused_before_anything_heavy_is_imported(verb: str, tmp_pa
     assert heavy_modules(REFUSED, verb.split()[0], *(part for pair in flags.items() for part in pair)) == "[]"
 
 
+@pytest.mark.parametrize("adapter", ["adalora/r12_to_8", "prefix/tokens20", "lora/pissa"])
+def test_what_ppo_cannot_train_is_refused_before_anything_heavy_is_imported(adapter: str, tmp_path: Path):
+    flags = ["--policy", "m", "--reward", "r", "--task", "prompts/tldr", "--output", str(tmp_path / "o")]
+    assert heavy_modules(REFUSED, "ppo", *flags, "--adapter", adapter) == "[]"
+
+
 def test_importing_what_trains_says_nothing():
     code = "import ptft_hf; ptft_hf.train; import bitsandbytes"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

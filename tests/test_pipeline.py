@@ -158,6 +158,18 @@ def test_a_stage_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert seen == [{"resume": True, "overwrite": False}]
 
 
+def test_an_adapter_of_sft_that_ppo_cannot_train_further_is_refused_before_any_stage_runs(tmp_path: Path) -> None:
+    values = files(tmp_path)
+    refused = {"adalora/r12_to_8": "ADALORA cannot play several parts", "bottleneck/houlsby": "not with bottleneck"}
+    for adapter, said in refused.items():
+        values["sft"]["adapter"] = adapter
+        with pytest.raises(RecipeError, match=f"yaml: ppo: {adapter}: .*{said}"):
+            load_pipeline(written(tmp_path, values))
+    for adapter in ("lora/pissa", "lora/loraplus", "partial/top_2_layers", "full/default"):
+        values["sft"]["adapter"] = adapter
+        load_pipeline(written(tmp_path, values))
+
+
 def test_all_faults_of_a_pipeline_are_told_together(tmp_path: Path) -> None:
     values = files(tmp_path)
     values["sft"]["set"] = ["learnin_rate=1"]

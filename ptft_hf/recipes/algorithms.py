@@ -13,7 +13,7 @@ from ptft_hf.recipes.documents import Document, Origin, parse, shown
 from ptft_hf.recipes.idle import ADAPTER, TASK, dropouts, idle_faults
 from ptft_hf.recipes.models import AdapterRecipe, FullRecipe, PeftRecipe, TaskRecipe
 from ptft_hf.recipes.overrides import Overrides
-from ptft_hf.recipes.ppo import config_of
+from ptft_hf.recipes.ppo import NOT_SHARED, config_of
 from ptft_hf.recipes.prompts import PromptsRecipe
 from ptft_hf.recipes.upstream import class_fields, training_argument_names
 
@@ -41,10 +41,7 @@ ALGORITHMS = {
 PREFIX = "algorithm."
 SAMPLING = {"response_length": "max_completion_length", "temperature": "temperature"}
 """What of a recipe's ``ppo`` holds for TRL's algorithms, too, and its name there."""
-METHODS = {
-    "ADALORA": "its ranks are cut by a schedule of its own",
-    "PREFIX_TUNING": "a prefix is no adapter in the layers",
-}
+METHODS = {method: NOT_SHARED[method] for method in ("ADALORA", "PREFIX_TUNING")}
 """Of PEFT, that TRL's trainers cannot train, and why."""
 NOT_TURNED_OFF = ("module_dropout", "rank_dropout")
 """Of PEFT's, by TRL's ``disable_dropout``, which knows ``nn.Dropout`` alone."""

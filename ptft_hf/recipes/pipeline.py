@@ -10,12 +10,13 @@ from pydantic import Field, ValidationError
 
 from ptft_hf.errors import RecipeError
 from ptft_hf.recipes import load_run
+from ptft_hf.recipes.bottleneck import BottleneckRecipe
 from ptft_hf.recipes.documents import read
 from ptft_hf.recipes.explaining import explain
 from ptft_hf.recipes.faults import Fault
-from ptft_hf.recipes.models import _Strict
+from ptft_hf.recipes.models import AdapterRecipe, PeftRecipe, _Strict
 from ptft_hf.recipes.pipeline_stages import EvaluationStage, FeedbackStage, PPOStage, Stage
-from ptft_hf.recipes.ppo import load_ppo
+from ptft_hf.recipes.ppo import DEFAULT_ADAPTER, load_ppo
 
 _S = TypeVar("_S", Stage, FeedbackStage, PPOStage, EvaluationStage)
 
@@ -108,23 +109,26 @@ def _beside(pipeline: PipelineRecipe, folder: Path) -> PipelineRecipe:
 
 def _recipe_faults(pipeline: PipelineRecipe) -> Iterator[tuple[str, str]]:
     """Stage and fault."""
+    start: AdapterRecipe | None = None
     for name, family in (("sft", "instruction"), ("reward", "preference")):
         stage: Stage | None = getattr(pipeline, name)
         if stage is None:
             continue
         try:
-            task, _, _ = load_run(stage.task, stage.adapter, stage.set)
+            task, adapter, _ = load_run(stage.task, stage.adapter, stage.set)
+            if name == "sft" and isinstance(adapter, PeftRecipe | BottleneckRecipe):
+                start = adapter  # which PPO trains further
             if task.family != family:
                 yield name, f"{task.name}: is a recipe of the family {task.family}; this stage needs {family}"
         except RecipeError as error:
             yield from ((name, problem) for problem in error.problems)
     last, asked = pipeline.evaluation, pipeline.feedback
-    for name, given, sets in (
-        ("feedback", asked.task if asked else pipeline.ppo.task, []),
-        ("ppo", pipeline.ppo.task, pipeline.ppo.set),
-        ("evaluation", (last and last.task) or pipeline.ppo.task, last.set if last else []),
+    for name, given, sets, earlier in (
+        ("feedback", asked.task if asked else pipeline.ppo.task, [], None),
+        ("ppo", pipeline.ppo.task, pipeline.ppo.set, start),
+        ("evaluation", (last and last.task) or pipeline.ppo.task, last.set if last else [], None),
     ):
         try:
-            load_ppo(given, "lora/r16_all_linear", sets)
+            load_ppo(given, earlier or DEFAULT_ADAPTER, sets, further=earlier is not None)
         except RecipeError as error:
             yield from ((name, problem) for problem in error.problems)

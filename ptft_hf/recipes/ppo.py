@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,20 @@ from ptft_hf.recipes.explaining import explain
 from ptft_hf.recipes.idle import ADAPTER, TASK, dropouts, idle_faults
 from ptft_hf.recipes.models import AdapterRecipe, FullRecipe, PeftRecipe
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
+from ptft_hf.recipes.upstream import peft_config_names
 
 DEFAULT_ADAPTER = "lora/r16_all_linear"
 """Of a policy that is a checkpoint."""
 RATES = ("loraplus_lr_ratio", "layerwise_lr_decay")
 """Policy and critic have a rate each."""
 IDLE = "has no effect with PPO; leave it out"
+NOT_SHARED = {
+    "ADALORA": "its ranks are cut by a schedule of its own",
+    "PREFIX_TUNING": "a prefix is no adapter in the layers",
+    "CARTRIDGE": "a prefix is no adapter in the layers",
+    "ADAPTION_PROMPT": "it is no adapter in the layers",
+}
+"""Of PEFT, that cannot be there several times on one base, and why; prompts cannot, either."""
 
 
 def check_ppo(policy: str, task: str, adapter: str | None, sets: Sequence[str]) -> None:
@@ -66,6 +74,8 @@ def load_ppo(
         problems.append(
             f"{the_adapter.name}: PPO trains with a method of PEFT or in full, not with {the_adapter.family}"
         )
+    if isinstance(the_adapter, PeftRecipe):
+        problems += _method_faults(the_adapter, further)
     names = (*RATES, *ADAPTER, *dropouts(the_adapter))
     problems += idle_faults(the_adapter, names, overrides.adapter, IDLE, further)
     problems += idle_faults(the_task, TASK, overrides.task, IDLE)
@@ -77,6 +87,20 @@ def load_ppo(
     if problems or faults or config is None:
         raise RecipeError(*problems, *faults)
     return the_task, the_adapter, config
+
+
+def _method_faults(recipe: PeftRecipe, further: bool) -> Iterator[str]:
+    """Why a method of PEFT cannot be trained by PPO, all parts of which share one base."""
+    reason = NOT_SHARED.get(recipe.peft_type)
+    if reason is None and "num_virtual_tokens" in peft_config_names(recipe.peft_type):
+        reason = "a prompt takes positions from the text's"
+    if reason is not None:
+        what = f"{recipe.peft_type} cannot play several parts on one base"
+        yield f"{recipe.name}: {what}: {reason}; use a LoRA recipe"
+    begun = recipe.config.get("init_lora_weights")
+    if isinstance(begun, str) and not further:  # a saved adapter is begun
+        what = "changes the base, which all parts of PPO share"
+        yield f"{recipe.name}: init_lora_weights: {begun!r} {what}; leave it out"
 
 
 def _options(pairs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -174,7 +174,7 @@ def on_one_base(
 
     Args:
         base: The causal LM, loaded once; its weights are frozen.
-        recipe: The method of PEFT.
+        recipe: The method of PEFT, which :func:`ptft_hf.recipes.ppo.load_ppo` has checked.
         given: The folder of an adapter that the policy starts from and that is then the reference, too (an SFT
             adapter); or a ``PeftConfig`` for a new one; None makes a new one of the recipe. Without a folder the
             reference is the bare base.
@@ -183,24 +183,16 @@ def on_one_base(
         value_model: ``adapter`` or ``policy_trunk``.
 
     Raises:
-        AdapterError: The method cannot be shared, or the reward's adapter does not fit.
+        AdapterError: The recipe trains weights of the base, too.
+        ModelError: The reward's adapter does not fit.
     """
     pretrained = {id(p): name for name, p in base.named_parameters()}
     with models.quiet():
-        from ptft_hf.adapters.peft_models import changes_base
-
-        _check_method(recipe)
         model = adapters.build(recipe, given).attach(base, (), "CAUSAL_LM")
     if stray := [pretrained[id(p)] for p in model.parameters() if p.requires_grad and id(p) in pretrained]:
         raise AdapterError(
             f"{recipe.name}: would train weights of the base itself ({', '.join(stray[:5])}), which all parts of PPO "
             "share; choose a recipe without bias"
-        )
-    config = model.peft_config[POLICY]
-    if changes_base(config) and not isinstance(given, Path):
-        raise AdapterError(
-            f"{recipe.name}: init_lora_weights: {config.init_lora_weights!r} changes the base, which all parts of "
-            "PPO share; leave it out"
         )
     with models.quiet():
         starts_from = isinstance(given, Path)
@@ -226,24 +218,6 @@ def _freeze(model: Any, critic: Role) -> None:
     for name, parameter in model.named_parameters():
         own = any(_belongs(name, adapter) for adapter in model.peft_config)
         parameter.requires_grad_(own and any(_belongs(name, adapter) for adapter in trained))
-
-
-def _check_method(recipe: PeftRecipe) -> None:
-    import peft
-
-    reason = {
-        "ADALORA": "its ranks are cut by a schedule of its own",
-        "PREFIX_TUNING": "a prefix is no adapter in the layers",
-        "ADAPTION_PROMPT": "it is no adapter in the layers",
-    }.get(recipe.peft_type)
-    if recipe.peft_type in ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"):
-        reason = "a prompt takes positions from the text's"
-    if reason is None and recipe.peft_type not in peft.PEFT_TYPE_TO_TUNER_MAPPING:
-        reason = "PEFT has no tuner of this name"
-    if reason is not None:
-        raise AdapterError(
-            f"{recipe.name}: {recipe.peft_type} cannot play several parts on one base: {reason}; use a LoRA recipe"
-        )
 
 
 def new_head(model: Any) -> nn.Linear:
