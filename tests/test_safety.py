@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import peft
 import pytest
 import torch
 import transformers.dynamic_module_utils
@@ -247,3 +248,43 @@ def test_an_adapter_without_weights_is_no_pickle(lora: Finished, tmp_path: Path)
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors, .* are not read$"):
         ptft_hf.load(folder, verify=False)
+
+
+# ---- adapters that lead to others ----
+
+
+@pytest.mark.parametrize("way", ["on its base", "as a policy", "by ppo", "by train"])
+def test_an_adapter_that_names_further_ones_is_refused_wherever_it_comes_in(way: str, tmp_path: Path):
+    base = make_language_model("llama", tmp_path / "base")
+    folder = sft_adapter(base, tmp_path / "mixed")
+    others = {"adapters": {"0": str(sft_adapter(base, tmp_path / "one"))}, "hidden_size": 32}
+    config = {"peft_type": "XLORA", "base_model_name_or_path": str(base), "task_type": "CAUSAL_LM", **others}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    task = "causal_lm/tinystories"
+    with pytest.raises(PtftError) as caught:
+        if way == "on its base":
+            model = models.load_model(str(base), "AutoModelForCausalLM", config={"use_cache": False}).model
+            adapters.load(model, folder)
+        elif way == "as a policy":
+            load_decoder(str(folder), "float32", {})
+        elif way == "by ppo":
+            run_ppo(folder, tmp_path / "out")
+        else:
+            ptft_hf.train(model=str(base), task=task, adapter=str(folder), output_dir=tmp_path / "out")
+    assert str(caught.value).startswith(f"{folder}: XLORA mixes adapters of other folders, which PEFT reads")
+
+
+def test_nor_can_one_be_trained(tmp_path: Path):
+    (tmp_path / "mixed.yaml").write_text("family: xlora\nhidden_size: 32\nadapters: {a: owner/name}\n", "utf-8")
+    with pytest.raises(RecipeError, match=r"mixed.yaml:1: family: XLORA mixes adapters of other folders"):
+        recipes.load_adapter(str(tmp_path / "mixed.yaml"))
+    with pytest.raises(RecipeError, match="adapter: XLORA mixes adapters of other folders"):
+        adapters.recipe_of_config(peft.XLoraConfig(hidden_size=32, adapters={"a": "owner/name"}))
+
+
+def test_a_checkpoint_with_an_adapter_beside_it_is_refused(tmp_path: Path):
+    base = make_language_model("llama", tmp_path / "base")
+    for file in sft_adapter(base, tmp_path / "sft").glob("adapter_*"):
+        shutil.copy(file, base)
+    with pytest.raises(ModelError, match=r"base: holds an adapter \(adapter_config.json\), and a checkpoint without"):
+        models.load_model(str(base), "AutoModelForCausalLM", config={})

@@ -23,6 +23,7 @@ from ptft_hf.recipes import (
     peft_config_names,
     saved_adapter_kind,
 )
+from ptft_hf.recipes.faults import XLORA
 from ptft_hf.recipes.models import PEFT_SET_BY_THE_RUN
 
 
@@ -133,13 +134,15 @@ def recipe_of_config(config: Any) -> PeftRecipe:
     It holds the fields that differ from their defaults, without those that follow from the model and the task.
 
     Raises:
-        RecipeError: ``config`` is no such object.
+        RecipeError: ``config`` is no such object, or names further adapters.
     """
     method = getattr(getattr(config, "peft_type", None), "value", None)
     if method is None or not dataclasses.is_dataclass(config):
         raise RecipeError(
             f"adapter: {config!r} is neither a recipe's name or file, nor an AdapterRecipe, nor a peft.PeftConfig"
         )
+    if method == "XLORA":
+        raise RecipeError(f"adapter: {XLORA}")
     names = peft_config_names(method) - PEFT_SET_BY_THE_RUN - {"peft_type"}
     fields = {
         field.name: _plain(getattr(config, field.name))

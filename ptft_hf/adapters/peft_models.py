@@ -23,6 +23,7 @@ def load(model: Any, folder: Path, *, is_trainable: bool = False) -> Any:
         is_trainable: To be trained further; else for use.
 
     Raises:
+        AdapterError: It names further adapters.
         ModelError: The weights are no safetensors.
     """
     import peft

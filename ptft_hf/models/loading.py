@@ -14,7 +14,7 @@ from torch import nn
 
 from ptft_hf.errors import ModelError
 from ptft_hf.models.quantizing import keep_learning, quantization_config
-from ptft_hf.models.reading import auto_of, from_pretrained, located, options_of, reading
+from ptft_hf.models.reading import auto_of, check_no_adapter, from_pretrained, located, options_of, reading
 from ptft_hf.models.structure import depths, head_modules, layer_index, offsets_of, stacks_of, trunk_of
 
 
@@ -71,6 +71,7 @@ def load_model(
         config = from_pretrained("AutoConfig", reference, options, **config)
     auto = auto_of(auto_class, reference, config, options)
     source, options = located(reference, options)
+    check_no_adapter(reference, source, options)
     options["dtype"] = as_dtype(options.get("dtype", "float32"))
     with reading(reference):
         given = {"config": config, "ignore_mismatched_sizes": True, **options, "use_safetensors": True}

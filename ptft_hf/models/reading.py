@@ -97,6 +97,24 @@ def check_adapter_weights(folder: Path) -> None:
         )
 
 
+def check_no_adapter(reference: str, source: str, options: Mapping[str, Any]) -> None:
+    """Hold a checkpoint to be one alone: upstream puts an adapter that lies beside it on the model without a word.
+
+    Raises:
+        ModelError: There is one.
+    """
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    names = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+    with reading(reference):
+        found = find_adapter_config_file(source, **{name: options[name] for name in names if name in options})
+    if found is not None:
+        raise ModelError(
+            f"{reference}: holds an adapter (adapter_config.json), and a checkpoint without one is needed: give the "
+            "base itself, or merge the adapter into it (ptft merge)"
+        )
+
+
 @contextmanager
 def reading(reference: str) -> Iterator[None]:
     """Turn what upstream raises while it reads ``reference`` into one clear :class:`ModelError`, and keep its

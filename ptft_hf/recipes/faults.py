@@ -38,6 +38,12 @@ MEANINGLESS = {
 """What a classification recipe may not ask for, by its problem type."""
 
 
+XLORA = (
+    "XLORA mixes adapters of other folders, which PEFT reads by itself, pickles and the Hub's among them, and which "
+    "a run could not hold; use one of them"
+)
+
+
 def training_faults(training: object) -> Iterator[tuple[str, str]]:
     """Names that are no ``TrainingArguments``, or that the run itself sets; each with what is wrong."""
     for name in training if isinstance(training, dict) else ():

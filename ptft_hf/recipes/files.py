@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ptft_hf.errors import RecipeError, did_you_mean
+from ptft_hf.errors import AdapterError, RecipeError, did_you_mean
 from ptft_hf.recipes.documents import Document, Key, Origin, display, read, shown
+from ptft_hf.recipes.faults import XLORA
 from ptft_hf.recipes.upstream import installed_folders
 
 Kind = Literal["tasks", "adapters"]
@@ -62,7 +63,11 @@ def locate(path: str, base: Path | None = None) -> str:
 
 def saved_adapter_kind(folder: object) -> Literal["peft", "bottleneck", "prefix", "adapterhub"] | None:
     """Which library's adapter a folder holds: PEFT's, our bottleneck adapters or prefixes, or one that AdapterHub's
-    library saved; None if it holds no adapter, or is no folder."""
+    library saved; None if it holds no adapter, or is no folder.
+
+    Raises:
+        AdapterError: It names further adapters, which would be read unchecked.
+    """
     file = Path(folder) / "adapter_config.json" if isinstance(folder, str | Path) else None
     if file is None or not file.is_file():
         return None
@@ -70,6 +75,8 @@ def saved_adapter_kind(folder: object) -> Literal["peft", "bottleneck", "prefix"
         config = json.loads(file.read_text("utf-8"))
     except ValueError:
         config = {}  # a damaged one: PEFT says so
+    if config.get("peft_type") == "XLORA":
+        raise AdapterError(f"{folder}: {XLORA}")
     if config.get("adapter_kind") in ("bottleneck", "prefix"):
         return config["adapter_kind"]  # type: ignore[no-any-return]
     return "adapterhub" if {"config", "model_class"} <= config.keys() else "peft"

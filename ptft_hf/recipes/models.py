@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from ptft_hf.errors import did_you_mean
 from ptft_hf.recipes.faults import (
+    XLORA,
     Fault,
     classification_faults,
     column_faults,
@@ -315,6 +316,8 @@ class PeftRecipe(AdapterRecipe):
         if method not in peft_types():
             yield ("peft_type",), f"unknown PEFT method {method!r}{did_you_mean(method, peft_types())}"
             return
+        if method == "XLORA":
+            yield ("family",), XLORA
         names = peft_config_names(method)
         for name in config if isinstance(config, dict) else ():
             if name not in names:
