@@ -126,6 +126,7 @@ def test_a_lora_that_begins_by_changing_the_base_is_refused_unless_it_has_begun(
     (fault,) = problems("ppo", (), recipe)
     assert fault.startswith("mine: init_lora_weights: 'pissa' changes the base, which all parts of PPO share")
     assert problems("ppo", (), recipe, further=True) == []
+    assert problems("ppo", (), recipe.model_copy(update={"config": {"init_lora_weights": "gaussian"}})) == []
 
 
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, "ppo"])

@@ -20,7 +20,7 @@ from ptft_hf import checkpoints, planning, preparing, recipes
 from ptft_hf.errors import ModelError, RecipeError
 from ptft_hf.planning import batches, forecasts, machine, memory, probing, sums, timing
 from ptft_hf.planning.batches import Batch, Schedule
-from ptft_hf.planning.counting import ACTIVATIONS, GRADIENTS, LOGITS, WEIGHTS, Counted, Counter
+from ptft_hf.planning.counting import ACTIVATIONS, GRADIENTS, LARGE, LOGITS, WEIGHTS, Counted, Counter
 from tests import tiny_images
 from tests.commands import Ptft, ptft  # noqa: F401
 from tests.conformance.matrix import METHODS, Cell, checkpoint, data, recipe
@@ -74,6 +74,27 @@ def one_layer(tmp_path: Path) -> tuple[Path, dict[str, int]]:
 def counted_run(model: Path | str, adapter: Any = "full/default", **settings: Any) -> sums.Sums:
     asked = preparing.make_plan(str(model), classification(), adapter, {**SETTINGS, "max_steps": 3, **settings})
     return planning.count(asked, copy.copy(data("sequence_classification")), 1)[2]
+
+
+def test_what_was_freed_before_the_peak_is_what_a_hand_finds():
+    counter, number = Counter(), 4
+    with counter:
+        x = torch.empty(10)
+        with counter.counting() as counted:
+            for size in (3, 5, 7):  # made and freed, one at a time
+                x.new_empty(size)
+            held = x.new_empty(20)
+            found = counted()
+            x.new_empty(9)  # freed after the peak
+            grown = x.new_empty(11)
+            assert counted().freed == number * (3 + 5 + 7 + 9)
+            del held, grown
+        with counter.counting() as counted:
+            x.new_empty(LARGE // number)  # goes back to the system
+            x.new_empty(2 * LARGE // number)
+            assert counted().freed == 0
+    assert (found.peak, found.freed) == (number * (10 + 20), number * (3 + 5 + 7))
+    assert found.scaled(2.0).freed == 2 * found.freed
 
 
 def test_the_terms_of_a_one_layer_model_are_those_of_a_hand(tmp_path: Path):
@@ -139,7 +160,7 @@ def test_a_layers_activations_are_those_of_a_hand_and_of_autograd(tmp_path: Path
 
 def some_sums(**changes: Any) -> sums.Sums:
     def counted(**kinds: int) -> Counted:
-        return Counted(sum(kinds.values()), kinds, 0, 1e9, 1e6, 100, frozenset())
+        return Counted(sum(kinds.values()), kinds, 0, 600, 1e9, 1e6, 100, frozenset())
 
     fields: dict[str, Any] = {
         "weights": 1000,
@@ -164,7 +185,8 @@ def some_sums(**changes: Any) -> sums.Sums:
     return sums.Sums(**{**fields, **changes})
 
 
-PLAIN = memory.Calibration(0.0, 0.0, 0.0)
+PLAIN = memory.Calibration(0.0, 0.0, 0.0, 0.0)
+CONSTANTS = memory.Calibration(libraries=30, allocator=0.1, holes=0.5, kernels=7)
 
 
 def test_the_largest_step_is_the_first_or_a_later_one_with_the_optimizers_state():
@@ -183,18 +205,18 @@ def test_accumulated_gradients_are_there_beside_the_activations():
 
 
 def test_constants_add_what_no_count_sees():
-    found = memory.stages(some_sums(), 100, memory.Calibration(libraries=30, allocator=0.1, kernels=7))
+    found = memory.stages(some_sums(), 100, CONSTANTS)
     terms = found["training"]
     assert (terms[memory.BASELINE], terms[memory.CACHE]) == (100, 70)
     assert terms[memory.KERNELS] == 21
     assert terms[memory.LIBRARIES] == 30
-    assert terms[memory.ALLOCATOR] == round(0.1 * 4000)
+    assert terms[memory.ALLOCATOR] == 0.1 * 4000 + 0.5 * 600
     assert memory.peak(found) == sum(terms.values())
     assert memory.peak(found, proof=True) == memory.peak(found)
 
 
 def test_in_the_proof_the_model_is_there_twice_and_no_optimizer():
-    terms = memory.stages(some_sums(compared=50_000), 100, memory.Calibration(libraries=30, allocator=0.1, kernels=7))
+    terms = memory.stages(some_sums(compared=50_000), 100, CONSTANTS)
     assert sum(terms["proof"].values()) == 100 + 1000 + 1000 + 30 + 21 + 50_000
     assert memory.peak(terms, proof=True) == sum(terms["proof"].values()) > memory.peak(terms)
 

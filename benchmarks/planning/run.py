@@ -3,7 +3,8 @@
     PTFT_TEST_DATA=... python -m benchmarks.planning.run [--work DIR] [--only WORD ...] [--report]
 
 Each run is a ``ptft train`` of a few steps in a process of its own; some have a ``ptft plan --probe`` before. What is
-finished is skipped. Writes ``results.json`` and ``REPORT.md`` beside this file; ``--report`` writes the latter alone.
+finished is skipped. Writes ``bfloat16.json`` or, on a processor without its instructions, ``float32.json``, and
+``REPORT.md`` of both beside this file; ``--report`` writes the latter alone, ``--recount`` what is forecast now.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ from typing import Any
 
 from benchmarks.planning.cases import CASES, Case, model_of, settings_of, task_of
 from ptft_hf.planning import memory
+from ptft_hf.planning.machine import KEPT_KERNELS
+from ptft_hf.planning.memory import Calibration
+from ptft_hf.settings import bf16_is_faster
 
 HERE = Path(__file__).parent
 Result = Mapping[str, Any]
+PRECISIONS = ("bfloat16", "float32")
 
 
 # ---- one case ----
@@ -45,7 +50,6 @@ def run_case(case: Case, data: Path, work: Path) -> dict[str, Any]:
         "case": described(case),
         "plan": plan,
         "forecast": run["forecast"],
-        "constants": list(memory.CPU),
         "measured": {name: run["training"][name] for name in names},
         "parameters": run["parameters"],
         "hardware": run["hardware"],
@@ -69,30 +73,33 @@ def ptft(*command: str) -> str:
     return done.stdout
 
 
-def recount(case: Case, result: Result, data: Path, work: Path) -> dict[str, Any]:
-    """The result with what the code forecasts now, on the baseline that the run's process had."""
+def recount(case: Case, result: Result, half: bool, data: Path, work: Path) -> dict[str, Any]:
+    """The result with what the code forecasts now, on the baseline that the run's process had; and what its constants
+    are multiplied with."""
     from ptft_hf import planning, preparing
     from ptft_hf.planning.forecasts import forecast
 
-    asked = preparing.make_plan(
-        model_of(case, work), task_of(case, data, work), case.adapter, settings_of(case)
-    )
+    settings = {"bf16": half, **settings_of(case)}
+    asked = preparing.make_plan(model_of(case, work), task_of(case, data, work), case.adapter, settings)
     _, arguments, sums = planning.count(asked, None, 42)
-    now = forecast(sums, arguments, round(baseline(result) * 1e6), reads=planning.reading(asked))
+    of = memory.calibration_of("cpu", sums.half)
+    now = forecast(sums, arguments, round(baseline(result) * 1e6), calibration=of, reads=planning.reading(asked))
     kept = {name: result["forecast"][name] for name in ("seconds", "limit_mb", "fits", "notes")}
-    return {**result, "forecast": {**now.to_dict(), **kept}, "constants": list(memory.CPU)}
+    step, counted = memory.largest(sums)
+    held = sum(size for name, size in step.items() if name not in memory.STAYING)
+    units = {"held": held, "freed": counted.freed, "products": min(KEPT_KERNELS, sums.products)}
+    return {**result, "forecast": {**now.to_dict(), **kept}, "half": sums.half, "units": units}
 
 
 # ---- all of them ----
 
 
-def peak(result: Result, constants: Sequence[float], proof: bool = False) -> float:
-    """MB of a run's forecast, were its constants these: its terms are linear in them."""
+def peak(result: Result, constants: Calibration, proof: bool = False) -> float:
+    """MB of a run's forecast, were its constants these."""
     stages = {name: dict(terms) for name, terms in result["forecast"]["stages_mb"].items()}
-    names = (memory.LIBRARIES, memory.ALLOCATOR, memory.KERNELS)
-    ratios = [now / then for now, then in zip(constants, result["constants"], strict=True)]
-    for terms in stages.values():
-        terms |= {name: terms.get(name, 0.0) * ratio for name, ratio in zip(names, ratios, strict=True)}
+    found = {name: size / 1e6 for name, size in constants.terms(**result["units"]).items()}
+    for name, terms in stages.items():
+        terms |= found if name == "training" else {kind: found[kind] for kind in found if kind in terms}
     # What the training stage has of them is part of what is kept after it.
     then = sum(result["forecast"]["stages_mb"]["training"].values())
     more = sum(stages["training"].values()) - then
@@ -102,29 +109,30 @@ def peak(result: Result, constants: Sequence[float], proof: bool = False) -> flo
     return max(sum(terms.values()) for name, terms in stages.items() if proof or name != "proof")
 
 
+def calibration(result: Result) -> Calibration:
+    return memory.calibration_of("cpu", result["half"])
+
+
 def error(said: float, was: float) -> float:
     return (said - was) / was
 
 
-def fit(results: Sequence[Result]) -> list[float]:
+def fit(results: Sequence[Result], kernels: float) -> Calibration:
     """Constants of memory by least squares of relative errors, none below zero; kernels' code was measured alone."""
     import numpy as np
     from scipy.optimize import least_squares
 
-    scale = np.array([1e8, 0.1])
+    def constants(x: Any) -> Calibration:
+        return Calibration(1e8 * float(x[0]), float(x[1]), float(x[2]), kernels)
 
     def errors(x: Any) -> list[float]:
-        constants = [*(x * scale), memory.CPU.kernels]
-        return [error(peak(r, constants), r["measured"]["peak_memory_mb"]) for r in results]
+        return [error(peak(r, constants(x)), r["measured"]["peak_memory_mb"]) for r in results]
 
-    found = least_squares(errors, np.ones(2), bounds=(0, np.inf), diff_step=1e-2).x * scale
-    return [*map(float, found), memory.CPU.kernels]
+    return constants(least_squares(errors, np.full(3, 0.3), bounds=(0, np.inf), diff_step=1e-2).x)
 
 
-def report(results: Sequence[Result]) -> str:
-    constants = list(memory.CPU)
-    fitted = [r for r in results if r["case"]["fits"]]
-    judged = [r for r in results if not r["case"]["fits"]]
+def report(results: Mapping[str, Sequence[Result]]) -> str:
+    """All of both precisions, by their names."""
     lines = [
         "# Forecasts of memory and time against runs",
         "",
@@ -134,52 +142,70 @@ def report(results: Sequence[Result]) -> str:
         "`ptft plan`, another process, in which no weights were loaded. Lines with * are those that the constants "
         "were fitted to; the others judge them.",
         "",
-        "Each forecast is the one that its run made. All runs are of one day, alone on the machine and on two "
-        "threads; the constants are older: kernels' code was measured alone (`python -m benchmarks.planning.kernels`"
-        ", 0.5 to 0.7 MB; 0.7 was taken when runs had been seen with 0.6, too), the others were fitted to earlier "
-        "runs of the lines with *, on one thread. Of the judged lines, too, most had been run before on older "
-        "versions, and terms were added in view of them: the best checkpoint that is read, and the proof's logits.",
-        "",
+        "Forecasts of memory are those of today's code on the baseline that a run had (`--recount`). Kernels' code "
+        "was measured alone (`python -m benchmarks.planning.kernels`, 0.5 to 0.7 MB; 0.7 was taken when runs had "
+        "been seen with 0.6, too). Of the judged lines, too, most had been run before on older versions, and terms "
+        "were added in view of them: the best checkpoint that is read, the proof's logits, and holes in memory that "
+        "a step has freed.",
+    ]
+    for precision, some in results.items():
+        lines += ["", f"## {precision}", "", *_section(some)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(results: Sequence[Result]) -> list[str]:
+    known = memory.calibration_of("cpu", any(r["half"] for r in results))
+    fitted = [r for r in results if r["case"]["fits"]]
+    judged = [r for r in results if not r["case"]["fits"]]
+    threads = " or ".join(str(n) for n in sorted({r["hardware"]["threads"] for r in results}))
+    alone = all(r.get("alone", True) for r in results)
+    lines = [
+        f"Threads: {threads}. "
+        + ("Alone on the machine." if alone else "Beside other work, so that their times are not told."),
     ]
     if fitted:
-        lines.append(
-            f"Constants (libraries, allocator, kernels): {', '.join(f'{v:.4g}' for v in constants)}; a fit to the "
-            f"{len(fitted)} runs gives {', '.join(f'{v:.4g}' for v in fit(fitted))}."
-        )
-    figures = {name: _errors(some, constants) for name, some in (("judged", judged), ("fitted", fitted)) if some}
-    for name, found in figures.items():
-        lines += ["", f"**{name}, {len(found['peak'])} runs:** " + "; ".join(
+        lines += ["", f"Constants: {_named(known)}; a fit to the {len(fitted)} runs gives "
+                      f"{_named(fit(fitted, known.kernels))}."]  # fmt: skip
+    for name, some in (("judged", judged), ("fitted", fitted)):
+        lines += ["", f"**{name}, {len(some)} runs:** " + "; ".join(
             f"{what} median {statistics.median(values):.1%}, worst {max(values):.1%} ({len(values)} runs)"
-            for what, values in found.items() if values
-        ) + "."]  # fmt: skip
+            for what, values in _errors(some).items() if values
+        ) + "."] if some else []  # fmt: skip
     lines += [
         "",
         "| run | longest batch | peak MB, forecast | measured | error | above baseline | plan "
         "| with proof: forecast | measured | error | seconds | forecast | after --probe |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for r in results:
-        said, was, base = peak(r, constants), r["measured"]["peak_memory_mb"], baseline(r)
-        proof, proven = peak(r, constants, True), r["measured"]["peak_memory_mb_with_proof"]
-        seconds, plan = r["measured"]["seconds"], r["plan"]
-        other = plan["stages_mb"]["loading"][memory.BASELINE] - base if plan else 0.0
-        cells = [
-            f"{r['case']['name']}{' *' if r['case']['fits'] else ''}",
-            " x ".join(map(str, r["forecast"]["longest_batch"])),
-            f"{said:,.0f}",
-            f"{was:,.0f}",
-            f"{error(said, was):+.1%}",
-            f"{(said - was) / (was - base):+.0%}",
-            f"{error(said + other, was):+.1%}" if plan else "",
-            f"{proof:,.0f}",
-            f"{proven:,.0f}",
-            f"{error(proof, proven):+.1%}",
-            f"{seconds:.1f}",
-            f"{error(r['forecast']['seconds'], seconds):+.0%}",
-            f"{error(plan['seconds'], seconds):+.0%}" if plan else "",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return [*lines, *map(_line, results)]
+
+
+def _named(constants: Calibration) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in constants._asdict().items())
+
+
+def _line(r: Result) -> str:
+    of, base, plan = calibration(r), baseline(r), r["plan"]
+    said, was = peak(r, of), r["measured"]["peak_memory_mb"]
+    proof, proven = peak(r, of, True), r["measured"]["peak_memory_mb_with_proof"]
+    seconds = r["measured"]["seconds"] if r.get("alone", True) else None
+    other = plan["stages_mb"]["loading"][memory.BASELINE] - base if plan else 0.0
+    cells = [
+        f"{r['case']['name']}{' *' if r['case']['fits'] else ''}",
+        " x ".join(map(str, r["forecast"]["longest_batch"])),
+        f"{said:,.0f}",
+        f"{was:,.0f}",
+        f"{error(said, was):+.1%}",
+        f"{(said - was) / (was - base):+.0%}",
+        f"{error(said + other, was):+.1%}" if plan else "",
+        f"{proof:,.0f}",
+        f"{proven:,.0f}",
+        f"{error(proof, proven):+.1%}",
+        f"{seconds:.1f}" if seconds else "",
+        f"{error(r['forecast']['seconds'], seconds):+.0%}" if seconds else "",
+        f"{error(plan['seconds'], seconds):+.0%}" if seconds and plan else "",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def baseline(result: Result) -> float:
@@ -187,15 +213,16 @@ def baseline(result: Result) -> float:
     return float(result["forecast"]["stages_mb"]["training"][memory.BASELINE])
 
 
-def _errors(results: Sequence[Result], constants: Sequence[float]) -> dict[str, list[float]]:
+def _errors(results: Sequence[Result]) -> dict[str, list[float]]:
     """Absolute relative errors."""
     found: dict[str, list[float]] = {"peak": [], "above the baseline": [], "with the proof": [], "time by probe": []}
     for r in results:
         was, proven = r["measured"]["peak_memory_mb"], r["measured"]["peak_memory_mb_with_proof"]
-        off = abs(peak(r, constants) - was)
+        of = calibration(r)
+        off = abs(peak(r, of) - was)
         found["peak"].append(off / was)
         found["above the baseline"].append(off / (was - baseline(r)))
-        found["with the proof"].append(abs(error(peak(r, constants, True), proven)))
+        found["with the proof"].append(abs(error(peak(r, of, True), proven)))
         if r["plan"]:
             found["time by probe"].append(abs(error(r["plan"]["seconds"], r["measured"]["seconds"])))
     return found
@@ -210,30 +237,37 @@ def main() -> None:
     args = parser.parse_args()
     if "PTFT_TEST_DATA" not in os.environ:
         sys.exit("set PTFT_TEST_DATA to the folder of real data")
-    data, path, work = Path(os.environ["PTFT_TEST_DATA"]), HERE / "results.json", args.work.resolve()
+    data, work = Path(os.environ["PTFT_TEST_DATA"]), args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    files = {name: HERE / f"{name}.json" for name in PRECISIONS}
+    results: dict[str, dict[str, Any]] = {
+        name: json.loads(path.read_text("utf-8")) if path.exists() else {} for name, path in files.items()
+    }
+    mine = PRECISIONS[0] if bf16_is_faster() else PRECISIONS[1]
     for case in sorted(CASES, key=lambda case: case.cost):
         wanted = all(word in case.name for word in args.only)
-        if args.recount and case.name in results and wanted:
-            results[case.name] = recount(case, results[case.name], data, work)
-            path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            print(case.name, flush=True)
-        if args.recount or args.report or case.name in results or not wanted:
+        for precision, some in results.items() if args.recount and wanted else ():
+            if case.name in some:
+                some[case.name] = recount(case, some[case.name], precision == PRECISIONS[0], data, work)
+                files[precision].write_text(json.dumps(some, indent=1) + "\n", encoding="utf-8")
+                print(case.name, flush=True)
+        if args.recount or args.report or case.name in results[mine] or not wanted:
             continue
         started = time.perf_counter()
         try:
-            results[case.name] = run_case(case, data, work)
+            found = run_case(case, data, work)
         except RuntimeError as failed:
             print(f"{case.name}: FAILED: {failed}", flush=True)
             continue
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        was = results[case.name]["measured"]["peak_memory_mb"]
-        took = time.perf_counter() - started
-        print(f"{case.name}: {was:,.0f} MB measured; {took:.0f} s in all", flush=True)
-    known = [{**results[case.name], "case": described(case)} for case in CASES if case.name in results]
-    if known:
-        (HERE / "REPORT.md").write_text(report(known), encoding="utf-8")
+        results[mine][case.name] = recount(case, found, mine == PRECISIONS[0], data, work)
+        files[mine].write_text(json.dumps(results[mine], indent=1) + "\n", encoding="utf-8")
+        was = found["measured"]["peak_memory_mb"]
+        print(f"{case.name}: {was:,.0f} MB measured; {time.perf_counter() - started:.0f} s in all", flush=True)
+    known = {
+        precision: [{**some[case.name], "case": described(case)} for case in CASES if case.name in some]
+        for precision, some in results.items()
+    }
+    (HERE / "REPORT.md").write_text(report({name: some for name, some in known.items() if some}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -120,4 +120,5 @@ def without_false_alarms() -> Iterator[None]:
 
 def changes_base(config: Any) -> bool:
     """Whether a LoRA's initialisation takes its first update out of the base's weights."""
-    return isinstance(getattr(config, "init_lora_weights", None), str)
+    begun = getattr(config, "init_lora_weights", None)
+    return isinstance(begun, str) and begun != "gaussian"

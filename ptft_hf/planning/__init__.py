@@ -166,7 +166,7 @@ def _forecast(
             sums,
             arguments,
             before,
-            calibration=memory.CPU if device.type == "cpu" else memory.CUDA,
+            calibration=memory.calibration_of(device.type, sums.half),
             line=timing.of_counts(sums, speed),
             reads=reading(asked),
             limit=machine.available() if limit is None else limit,

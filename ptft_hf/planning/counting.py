@@ -45,6 +45,7 @@ class Counted(NamedTuple):
         peak: Most bytes that were held at a time, what was there before included.
         kinds: Bytes of each kind at that time.
         large: Those of them, weights and optimizer left out, in pieces of 32 MiB and more.
+        freed: Bytes that had been made and freed again by that time, in smaller pieces: they leave holes.
         flops: Floating-point operations of products of matrices, two for each multiplication and addition.
         moved: Bytes that all operations read and wrote.
         operations: How many there were.
@@ -54,6 +55,7 @@ class Counted(NamedTuple):
     peak: int
     kinds: dict[str, int]
     large: int
+    freed: int
     flops: float
     moved: float
     operations: int
@@ -67,6 +69,7 @@ class Counted(NamedTuple):
             peak=sum(kinds.values()),
             kinds=kinds,
             large=round(self.large * factor),
+            freed=round(self.freed * factor),
             flops=self.flops * factor,
             moved=self.moved * factor,
         )
@@ -138,6 +141,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._peak,
             {kind: size for kind, size in self._at_peak.items() if size},
             sum(size for kind, size in self._large_at_peak.items() if kind not in (WEIGHTS, OPTIMIZER)),
+            self._freed_at_peak,
             self._flops,
             self._moved,
             self._operations,
@@ -166,6 +170,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _start(self) -> None:
         self._peak, self._at_peak, self._large_at_peak = self.live, dict(self._live), dict(self._large)
+        self._freed = self._freed_at_peak = 0
         self._flops = self._moved = 0.0
         self._operations = 0
         self._products: set[Any] = set()
@@ -176,11 +181,13 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def freed(_: Any) -> None:
             if (entry := self._held.pop(key, None)) is not None:
                 self._add(entry[2], -entry[1])
+                self._freed += entry[1] if entry[1] < LARGE else 0
 
         self._held[key] = (weakref.ref(storage, freed), size, kind)
         self._add(kind, size)
         if (live := self.live) > self._peak:
             self._peak, self._at_peak, self._large_at_peak = live, dict(self._live), dict(self._large)
+            self._freed_at_peak = self._freed
 
     def _add(self, kind: str, size: int) -> None:
         self._live[kind] += size

@@ -95,7 +95,7 @@ def forecast(
     arguments: Any,
     baseline: int,
     *,
-    calibration: memory.Calibration = memory.CPU,
+    calibration: memory.Calibration = memory.FLOAT,
     line: timing.Line | None = None,
     reads: int = 0,
     limit: int | None = None,
@@ -106,7 +106,7 @@ def forecast(
         sums: What was counted of it.
         arguments: Its ``TrainingArguments``.
         baseline: Bytes of its process before there is a model.
-        calibration: Of its device.
+        calibration: Of its device and precision.
         line: Seconds of its batches.
         reads: See :func:`ptft_hf.planning.memory.stages`.
         limit: Bytes that it may hold.

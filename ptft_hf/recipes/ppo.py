@@ -98,7 +98,7 @@ def _method_faults(recipe: PeftRecipe, further: bool) -> Iterator[str]:
         what = f"{recipe.peft_type} cannot play several parts on one base"
         yield f"{recipe.name}: {what}: {reason}; use a LoRA recipe"
     begun = recipe.config.get("init_lora_weights")
-    if isinstance(begun, str) and not further:  # a saved adapter is begun
+    if isinstance(begun, str) and begun != "gaussian" and not further:  # a saved adapter is begun
         what = "changes the base, which all parts of PPO share"
         yield f"{recipe.name}: init_lora_weights: {begun!r} {what}; leave it out"
 

@@ -274,7 +274,7 @@ def _notes(run: Run, others: Mapping[str, int]) -> list[str]:
 
 def _forecast(sums: Sums, run: Run, before: int, limit: int | None) -> Forecast:
     config, updates = run.config, run.updates
-    calibration = memory.CPU if run.device.type == "cpu" else memory.CUDA
+    calibration = memory.calibration_of(run.device.type, run.bf16)
     holes = HOLES if run.device.type == "cpu" else calibration.allocator
     shared = {memory.BASELINE: before, WEIGHTS: sums.weights, REWARDS: sum(sums.rewards.values())}
     kernels = min(machine.KEPT_KERNELS, sums.products)
