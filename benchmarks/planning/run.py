@@ -85,9 +85,8 @@ def recount(case: Case, result: Result, half: bool, data: Path, work: Path) -> d
     of = memory.calibration_of("cpu", sums.half)
     now = forecast(sums, arguments, round(baseline(result) * 1e6), calibration=of, reads=planning.reading(asked))
     kept = {name: result["forecast"][name] for name in ("seconds", "limit_mb", "fits", "notes")}
-    step, counted = memory.largest(sums)
-    held = sum(size for name, size in step.items() if name not in memory.STAYING)
-    units = {"held": held, "freed": counted.freed, "products": min(KEPT_KERNELS, sums.products)}
+    holes = max(one.holes for one in (sums.first, sums.later, sums.short) if one is not None)
+    units = {"holes": holes, "products": min(KEPT_KERNELS, sums.products)}
     return {**result, "forecast": {**now.to_dict(), **kept}, "half": sums.half, "units": units}
 
 
@@ -123,12 +122,12 @@ def fit(results: Sequence[Result], kernels: float) -> Calibration:
     from scipy.optimize import least_squares
 
     def constants(x: Any) -> Calibration:
-        return Calibration(1e8 * float(x[0]), float(x[1]), float(x[2]), kernels)
+        return Calibration(1e8 * float(x[0]), float(x[1]), kernels)
 
     def errors(x: Any) -> list[float]:
         return [error(peak(r, constants(x)), r["measured"]["peak_memory_mb"]) for r in results]
 
-    return constants(least_squares(errors, np.full(3, 0.3), bounds=(0, np.inf), diff_step=1e-2).x)
+    return constants(least_squares(errors, np.full(2, 0.3), bounds=(0, np.inf), diff_step=1e-2).x)
 
 
 def report(results: Mapping[str, Sequence[Result]]) -> str:
@@ -158,11 +157,9 @@ def _section(results: Sequence[Result]) -> list[str]:
     fitted = [r for r in results if r["case"]["fits"]]
     judged = [r for r in results if not r["case"]["fits"]]
     threads = " or ".join(str(n) for n in sorted({r["hardware"]["threads"] for r in results}))
-    alone = all(r.get("alone", True) for r in results)
-    lines = [
-        f"Threads: {threads}. "
-        + ("Alone on the machine." if alone else "Beside other work, so that their times are not told."),
-    ]
+    lines = [f"Threads: {threads}."]
+    if not all(r.get("alone", True) for r in results):
+        lines[0] += " Of runs that were made beside other work no times are told."
     if fitted:
         lines += ["", f"Constants: {_named(known)}; a fit to the {len(fitted)} runs gives "
                       f"{_named(fit(fitted, known.kernels))}."]  # fmt: skip
@@ -223,7 +220,7 @@ def _errors(results: Sequence[Result]) -> dict[str, list[float]]:
         found["peak"].append(off / was)
         found["above the baseline"].append(off / (was - baseline(r)))
         found["with the proof"].append(abs(error(peak(r, of, True), proven)))
-        if r["plan"]:
+        if r["plan"] and r.get("alone", True):
             found["time by probe"].append(abs(error(r["plan"]["seconds"], r["measured"]["seconds"])))
     return found
 

@@ -8,6 +8,8 @@ saves for them, without a formula for each.
 
 from __future__ import annotations
 
+import bisect
+import math
 import warnings
 import weakref
 from collections import Counter as Tally
@@ -45,7 +47,9 @@ class Counted(NamedTuple):
         peak: Most bytes that were held at a time, what was there before included.
         kinds: Bytes of each kind at that time.
         large: Those of them, weights and optimizer left out, in pieces of 32 MiB and more.
-        freed: Bytes that had been made and freed again by that time, in smaller pieces: they leave holes.
+        holes: Bytes of smaller pieces that were freed by that time below something made after them that was still
+            held: an aligned piece does not fit into the hole that one of its size has left, and glibc's heap grows.
+            No more than what was held, between which they lie.
         flops: Floating-point operations of products of matrices, two for each multiplication and addition.
         moved: Bytes that all operations read and wrote.
         operations: How many there were.
@@ -55,7 +59,7 @@ class Counted(NamedTuple):
     peak: int
     kinds: dict[str, int]
     large: int
-    freed: int
+    holes: int
     flops: float
     moved: float
     operations: int
@@ -69,7 +73,7 @@ class Counted(NamedTuple):
             peak=sum(kinds.values()),
             kinds=kinds,
             large=round(self.large * factor),
-            freed=round(self.freed * factor),
+            holes=round(self.holes * factor),
             flops=self.flops * factor,
             moved=self.moved * factor,
         )
@@ -141,7 +145,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._peak,
             {kind: size for kind, size in self._at_peak.items() if size},
             sum(size for kind, size in self._large_at_peak.items() if kind not in (WEIGHTS, OPTIMIZER)),
-            self._freed_at_peak,
+            self._holes(),
             self._flops,
             self._moved,
             self._operations,
@@ -170,7 +174,9 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _start(self) -> None:
         self._peak, self._at_peak, self._large_at_peak = self.live, dict(self._live), dict(self._large)
-        self._freed = self._freed_at_peak = 0
+        self._made: dict[int, list[float]] = {}
+        self._pieces: list[list[float]] = []
+        self._time = self._time_of_peak = 0
         self._flops = self._moved = 0.0
         self._operations = 0
         self._products: set[Any] = set()
@@ -181,13 +187,29 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def freed(_: Any) -> None:
             if (entry := self._held.pop(key, None)) is not None:
                 self._add(entry[2], -entry[1])
-                self._freed += entry[1] if entry[1] < LARGE else 0
+                self._time += 1
+                self._made.pop(key, [0, 0, 0])[1] = self._time
 
         self._held[key] = (weakref.ref(storage, freed), size, kind)
         self._add(kind, size)
+        self._time += 1
+        if size < LARGE:
+            self._made[key] = [self._time, math.inf, size]  # until when is not known
+            self._pieces.append(self._made[key])
         if (live := self.live) > self._peak:
             self._peak, self._at_peak, self._large_at_peak = live, dict(self._live), dict(self._large)
-            self._freed_at_peak = self._freed
+            self._time_of_peak = self._time
+
+    def _holes(self) -> int:
+        """See :attr:`Counted.holes`."""
+        peak = self._time_of_peak
+        held = [made for made, freed, _ in self._pieces if made <= peak < freed]
+        found = 0.0
+        for made, freed, size in self._pieces:
+            above = bisect.bisect_right(held, made)
+            if freed <= peak and above < len(held) and held[above] < freed:
+                found += size
+        return int(min(found, sum(size for kind, size in self._at_peak.items() if kind not in (WEIGHTS, OPTIMIZER))))
 
     def _add(self, kind: str, size: int) -> None:
         self._live[kind] += size

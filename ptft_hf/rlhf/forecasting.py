@@ -44,10 +44,6 @@ if TYPE_CHECKING:
 
 REWARDS, PACKED = "rewards' weights", "packed weights"
 """Of rewards and judges that are models of their own; of :mod:`ptft_hf.models.packing`."""
-HOLES = 0.65
-"""What glibc loses between the pieces, as a part of what a pass allocates and frees: stages of different shape leave
-holes that the next cannot use. A middle between SmolLM2 in float32, whose forecasts are 7 and 11 % low with it, and
-in bfloat16, where they are 10 and 9 % high (``benchmarks/speed/ppo.json``)."""
 CHANGES = (
     "value_model=policy_trunk, a smaller per_device_train_batch_size (with more gradient_accumulation_steps), "
     "gradient_checkpointing=true and a base in four bits take less"
@@ -275,16 +271,14 @@ def _notes(run: Run, others: Mapping[str, int]) -> list[str]:
 def _forecast(sums: Sums, run: Run, before: int, limit: int | None) -> Forecast:
     config, updates = run.config, run.updates
     calibration = memory.calibration_of(run.device.type, run.bf16)
-    holes = HOLES if run.device.type == "cpu" else calibration.allocator
     shared = {memory.BASELINE: before, WEIGHTS: sums.weights, REWARDS: sum(sums.rewards.values())}
-    kernels = min(machine.KEPT_KERNELS, sums.products)
-    states = {**shared, OPTIMIZER: sums.optimizer, memory.LIBRARIES: round(calibration.libraries)}
-    states[memory.KERNELS] = round(calibration.kernels * kernels)
+    products = min(machine.KEPT_KERNELS, sums.products)
+    states = {**shared, OPTIMIZER: sums.optimizer, **calibration.terms(0, products)}
 
     def pass_of(counted: Counted, gradients: int) -> dict[str, int]:
         above = {kind: size for kind, size in counted.kinds.items() if kind not in (WEIGHTS, OPTIMIZER)}
         above[GRADIENTS] = max(above.get(GRADIENTS, 0), gradients)
-        return {**states, **above, memory.ALLOCATOR: round(holes * sum(above.values()))}
+        return {**states, **above, **calibration.terms(counted.holes, products)}
 
     found = {
         "loading": shared,
