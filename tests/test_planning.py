@@ -92,7 +92,8 @@ def test_holes_are_what_was_freed_below_what_is_held():
             found = counted()
             del below, held, top
         assert (found.peak, found.holes) == (number * (10 + 20 + 40 + 2), number * 5)
-        assert found.scaled(2.0).holes == 2 * found.holes
+        assert found.freed == number * (3 + 5 + 7 + 9)
+        assert (found.scaled(2.0).holes, found.scaled(2.0).freed) == (2 * found.holes, 2 * found.freed)
         with counter.counting() as counted:
             below, held = x.new_empty(LARGE // number), x.new_empty(5)
             del below  # goes back to the system
@@ -164,7 +165,7 @@ def test_a_layers_activations_are_those_of_a_hand_and_of_autograd(tmp_path: Path
 
 def some_sums(**changes: Any) -> sums.Sums:
     def counted(**kinds: int) -> Counted:
-        return Counted(sum(kinds.values()), kinds, 0, 600, 1e9, 1e6, 100, frozenset())
+        return Counted(sum(kinds.values()), kinds, 0, 600, 700, 1e9, 1e6, 100, frozenset())
 
     fields: dict[str, Any] = {
         "weights": 1000,
@@ -420,6 +421,7 @@ def test_checkpointing_and_four_bits_hold_less(tmp_path: Path):
     again = counted_run(model, "lora/r16_all_linear", **{planning.CHECKPOINTING: True})
     assert again.first.kinds[ACTIVATIONS] < 0.7 * plain.first.kinds[ACTIVATIONS]
     assert again.first.flops > 1.2 * plain.first.flops
+    assert again.first.holes == round(sums.SCATTERED * again.first.freed)
     quantized = counted_run(model, "lora/qlora_nf4")
     linear = 4 * (4 * 64 * 64 + 2 * 64 * 256)
     assert plain.weights - quantized.weights == pytest.approx(4 * linear - linear / 2, rel=0.05)

@@ -145,7 +145,8 @@ def report(results: Mapping[str, Sequence[Result]]) -> str:
         "was measured alone (`python -m benchmarks.planning.kernels`, 0.5 to 0.7 MB; 0.7 was taken when runs had "
         "been seen with 0.6, too). Of the judged lines, too, most had been run before on older versions, and terms "
         "were added in view of them: the best checkpoint that is read, the proof's logits, and holes in memory that "
-        "a step has freed.",
+        "a step has freed; how much of these is lost with activation checkpointing was set by the one run in float32 "
+        "that has it.",
     ]
     for precision, some in results.items():
         lines += ["", f"## {precision}", "", *_section(some)]

@@ -50,6 +50,7 @@ class Counted(NamedTuple):
         holes: Bytes of smaller pieces that were freed by that time below something made after them that was still
             held: an aligned piece does not fit into the hole that one of its size has left, and glibc's heap grows.
             No more than what was held, between which they lie.
+        freed: Bytes of all smaller pieces that were freed by that time.
         flops: Floating-point operations of products of matrices, two for each multiplication and addition.
         moved: Bytes that all operations read and wrote.
         operations: How many there were.
@@ -60,6 +61,7 @@ class Counted(NamedTuple):
     kinds: dict[str, int]
     large: int
     holes: int
+    freed: int
     flops: float
     moved: float
     operations: int
@@ -74,6 +76,7 @@ class Counted(NamedTuple):
             kinds=kinds,
             large=round(self.large * factor),
             holes=round(self.holes * factor),
+            freed=round(self.freed * factor),
             flops=self.flops * factor,
             moved=self.moved * factor,
         )
@@ -145,7 +148,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._peak,
             {kind: size for kind, size in self._at_peak.items() if size},
             sum(size for kind, size in self._large_at_peak.items() if kind not in (WEIGHTS, OPTIMIZER)),
-            self._holes(),
+            *self._holes_and_freed(),
             self._flops,
             self._moved,
             self._operations,
@@ -200,16 +203,18 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._peak, self._at_peak, self._large_at_peak = live, dict(self._live), dict(self._large)
             self._time_of_peak = self._time
 
-    def _holes(self) -> int:
+    def _holes_and_freed(self) -> tuple[int, int]:
         """See :attr:`Counted.holes`."""
         peak = self._time_of_peak
         held = [made for made, freed, _ in self._pieces if made <= peak < freed]
-        found = 0.0
+        holes = total = 0.0
         for made, freed, size in self._pieces:
-            above = bisect.bisect_right(held, made)
-            if freed <= peak and above < len(held) and held[above] < freed:
-                found += size
-        return int(min(found, sum(size for kind, size in self._at_peak.items() if kind not in (WEIGHTS, OPTIMIZER))))
+            if freed <= peak:
+                total += size
+                above = bisect.bisect_right(held, made)
+                holes += size if above < len(held) and held[above] < freed else 0
+        most = sum(size for kind, size in self._at_peak.items() if kind not in (WEIGHTS, OPTIMIZER))
+        return int(min(holes, most)), int(total)
 
     def _add(self, kind: str, size: int) -> None:
         self._live[kind] += size

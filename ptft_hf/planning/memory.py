@@ -59,8 +59,7 @@ class Calibration(NamedTuple):
 
 HALF = Calibration(libraries=76e6, holes=0.27, kernels=0.5e6)
 FLOAT = Calibration(libraries=20e6, holes=0.85, kernels=0.0)
-"""Of runs in half precision and in float32 on a CPU. With activation checkpointing in float32 more is lost: the one
-such run that was measured had half as much again as its forecast."""
+"""Of runs in half precision and in float32 on a CPU."""
 CUDA = Calibration(libraries=0.0, holes=0.05, kernels=0.0)
 """Not fitted: torch's allocator on a device counts what is allocated, in blocks of 512 bytes and more."""
 

@@ -29,6 +29,10 @@ counted."""
 SMALL = 0.7
 """A batch of so small a part of the largest one takes less, whatever its attention keeps: up to 128 tokens that is a
 third of the rest (MiniLM)."""
+SCATTERED = 0.4
+"""The part of what was freed that lies in holes with activation checkpointing: small objects of autograd's stay where
+large pieces were, so that these do not become one again (in the forward pass of a Llama in float32 the heap grew by
+548 MB, of which it held 51). From that run's peak; it holds for three others in bfloat16 within 8 %."""
 
 
 class Sums(NamedTuple):
@@ -163,7 +167,8 @@ class _Run:
         self.model.zero_grad(set_to_none=True)
         with self.counter.counting() as counted:
             trainer.training_step(self.model, rows, self.ready.task.loss_weight(rows["labels"]))
-            return counted()
+            found = counted()
+        return found._replace(holes=round(SCATTERED * found.freed)) if checkpointing.is_on(trainer.args) else found
 
     def step(self) -> tuple[Counted, int]:
         """The optimizer's first step, and the bytes of its state."""
