@@ -48,7 +48,8 @@ class Counted(NamedTuple):
         kinds: Bytes of each kind at that time.
         large: Those of them, weights and optimizer left out, in pieces of 32 MiB and more.
         holes: Bytes of smaller pieces that were freed by that time below something made after them that was still
-            held: an aligned piece does not fit into the hole that one of its size has left, and glibc's heap grows.
+            held: an aligned piece asks for more than it keeps and often does not fit into the hole that one of its
+            size has left, so that glibc's heap grows.
             No more than what was held, between which they lie.
         freed: Bytes of all smaller pieces that were freed by that time.
         flops: Floating-point operations of products of matrices, two for each multiplication and addition.
