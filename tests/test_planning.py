@@ -100,6 +100,15 @@ def test_holes_are_what_was_freed_below_what_is_held():
             top = x.new_empty(LARGE // number + 5)
             assert counted().holes == 0
         del held, top
+        with counter.counting() as counted:
+            pins = []
+            for _ in range(3):  # three holes, of more than is held
+                below = x.new_empty(50)
+                pins.append(x.new_empty(1))
+                del below
+            top = x.new_empty(90)
+            assert (counted().holes, counted().freed) == (number * (3 + 90), number * 150)
+        del pins, top
 
 
 def test_the_terms_of_a_one_layer_model_are_those_of_a_hand(tmp_path: Path):
@@ -216,6 +225,8 @@ def test_constants_add_what_no_count_sees():
     assert terms[memory.KERNELS] == 21
     assert terms[memory.LIBRARIES] == 30
     assert terms[memory.ALLOCATOR] == 0.5 * 600
+    later = some_sums(later=some_sums().first._replace(holes=900))
+    assert memory.stages(later, 100, CONSTANTS)["training"][memory.ALLOCATOR] == 0.5 * 900
     assert memory.peak(found) == sum(terms.values())
     assert memory.peak(found, proof=True) == memory.peak(found)
 
@@ -360,6 +371,10 @@ def test_the_code_of_earlier_runs_is_not_counted_again(root: Path, monkeypatch: 
         assert found is not None
         counts.append(found.stages["training"].get(memory.KERNELS, 0))
     assert counts[0] > 0 and counts[1] == 0
+    assert found.stages["training"][memory.LIBRARIES] == memory.HALF.libraries
+    asked = asked._replace(given={**asked.given, "bf16": False})
+    single = planning.before_run(asked, ready, preparing.training_arguments(asked, ready, root / "run", 1))
+    assert single is not None and single.stages["training"][memory.LIBRARIES] == memory.FLOAT.libraries
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)

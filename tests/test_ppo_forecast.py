@@ -165,6 +165,11 @@ def test_in_bfloat16_the_base_is_half_as_large_and_kernels_are_counted(llama: Pa
     difference = single.stages["loading"]["weights"] - half.stages["loading"]["weights"]
     assert difference == pytest.approx(2 * base, rel=0.01)
     assert "kernels' code" in half.stages["learning"] and "kernels' code" not in single.stages["learning"]
+    for found, constants in ((single, memory.FLOAT), (half, memory.HALF)):
+        terms = found.stages["learning"]
+        assert terms[memory.LIBRARIES] == constants.libraries
+        held = sum(terms.get(kind, 0) for kind in ("activations", "logits", "gradients", "precision copies"))
+        assert 0.1 * constants.holes * held < terms[memory.ALLOCATOR] <= round(constants.holes * held)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen2", "gemma"])

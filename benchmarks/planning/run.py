@@ -85,8 +85,7 @@ def recount(case: Case, result: Result, half: bool, data: Path, work: Path) -> d
     of = memory.calibration_of("cpu", sums.half)
     now = forecast(sums, arguments, round(baseline(result) * 1e6), calibration=of, reads=planning.reading(asked))
     kept = {name: result["forecast"][name] for name in ("seconds", "limit_mb", "fits", "notes")}
-    holes = max(one.holes for one in (sums.first, sums.later, sums.short) if one is not None)
-    units = {"holes": holes, "products": min(KEPT_KERNELS, sums.products)}
+    units = {"holes": sums.holes, "products": min(KEPT_KERNELS, sums.products)}
     return {**result, "forecast": {**now.to_dict(), **kept}, "half": sums.half, "units": units}
 
 
@@ -142,8 +141,8 @@ def report(results: Mapping[str, Sequence[Result]]) -> str:
         "were fitted to; the others judge them.",
         "",
         "Forecasts of memory are those of today's code on the baseline that a run had (`--recount`). Kernels' code "
-        "was measured alone (`python -m benchmarks.planning.kernels`, 0.5 to 0.7 MB; 0.7 was taken when runs had "
-        "been seen with 0.6, too). Of the judged lines, too, most had been run before on older versions, and terms "
+        "was measured alone (`python -m benchmarks.planning.kernels`, 0.5 to 0.7 MB; 0.5 is taken in view of the "
+        "demo's runs). Of the judged lines, too, most had been run before on older versions, and terms "
         "were added in view of them: the best checkpoint that is read, the proof's logits, and holes in memory that "
         "a step has freed; how much of these is lost with activation checkpointing was set by the one run in float32 "
         "that has it.",

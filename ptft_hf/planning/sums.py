@@ -78,6 +78,11 @@ class Sums(NamedTuple):
     products: int
     schedule: Schedule
 
+    @property
+    def holes(self) -> int:
+        """The most that a step leaves (:attr:`ptft_hf.planning.counting.Counted.holes`): the heap does not shrink."""
+        return max(one.holes for one in (self.first, self.later, self.short) if one is not None)
+
 
 def count_run(counter: Counter, plan: Plan, ready: Ready, arguments: Any, folder: Path) -> Sums:
     """The sums of a run.
