@@ -180,6 +180,17 @@ def test_empty_token_lists_count_as_empty() -> None:
     assert splits.test["tokens"][:] == [["a"], [], []]
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([1, 2], ["1", "2"]), (["a", None], ["a", ""]), ([[{"a": "b"}], None], [[{"a": "b"}], []])],
+)
+def test_the_only_column_may_hold_numbers_and_empty_rows(values: list[Any], expected: list[Any]) -> None:
+    table = datasets.Dataset.from_dict({"prompt": values})
+    source = datasets.DatasetDict(train=table, validation=table, test=table)
+    splits = load(source, required=["prompt"], label_column=None)
+    assert splits.validation["prompt"][:] == expected
+
+
 def test_numbers_in_a_text_column_are_taken_as_text_and_said_aloud() -> None:
     table = datasets.Dataset.from_list([{"text": 12, "label": "a"}, {"text": None, "label": "b"}])
     splits = load(datasets.DatasetDict(train=table, validation=table, test=table))

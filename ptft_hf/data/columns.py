@@ -309,6 +309,8 @@ def is_empty(value: Any) -> bool:
 
 def _replaced(table: datasets.Dataset, name: str, values: Sequence[Any], feature: Any) -> datasets.Dataset:
     order = table.column_names
+    if order == [name]:  # a table without columns has no rows, to which one could be added
+        return datasets.Dataset.from_dict({name: list(values)}, features=datasets.Features({name: feature}))
     return table.remove_columns(name).add_column(name, list(values), feature=feature).select_columns(order)
 
 
