@@ -220,6 +220,8 @@ GENERATE = "generate --model policy --task prompts.yaml --output new.sqlite"
     [
         (GENERATE.replace("prompts.yaml", "prompts/tdlr"), ("prompts/tldr", "did you mean")),
         (GENERATE.replace("prompts.yaml", "sequence_classification/sst2"), ("the family prompts is needed",)),
+        (GENERATE.replace("prompts.yaml", "bad.yaml"),
+         ("2 problems", "bad.yaml: ppo.response_length: expected a whole number", "bad.yaml: ppo.temperature")),
         (GENERATE.replace("policy", "gone"), ("gone",)),
         (GENERATE.replace("policy", "classifier"), ("trained for sst2, and does not go on from a prompt",)),
         (GENERATE.replace("new.sqlite", "no/new.sqlite"), ("its folder does not exist",)),
@@ -257,6 +259,8 @@ def test_bad_inputs_end_in_one_clear_message(
         json.dumps({"model": {"auto_class": "AutoModelForSequenceClassification"}, "task": {"name": "sst2"}})
     )
     checkpoints.write_manifest(tmp_path / "classifier")
+    bad = task.read_text("utf-8").replace("length: 5, temperature: 1.0", "length: many, temperature: 0")
+    (tmp_path / "bad.yaml").write_text(bad, "utf-8")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     done = ptft("feedback", *command.split())

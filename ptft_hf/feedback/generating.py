@@ -13,7 +13,8 @@ import torch
 from ptft_hf import models, recipes, report
 from ptft_hf.errors import DataError, ModelError, OutputError, RecipeError
 from ptft_hf.feedback.store import Answer, Store, check_place
-from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
+from ptft_hf.recipes.ppo import config_of
+from ptft_hf.recipes.prompts import PromptsRecipe
 from ptft_hf.rlhf.decoders import load_decoder
 from ptft_hf.rlhf.rollouts import answer_text
 from ptft_hf.tasks import generation
@@ -77,13 +78,15 @@ def generate(
         dtype: Computed in; ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
-        RecipeError: The task is none of prompts.
+        RecipeError: The task is none of prompts, or its ``ppo`` options mean nothing.
         DataError: Options mean nothing, or the prompts cannot be read.
         ModelError: A model cannot be loaded, or is no decoder.
         OutputError: The database holds answers that were drawn otherwise, or cannot be written.
     """
     recipe = check_task(task)
-    defaults = PPOConfig.model_validate(recipe.ppo)
+    defaults, problems = config_of(recipe.ppo, recipe.name, {})
+    if defaults is None:
+        raise RecipeError(*problems)
     sampling = Sampling(
         *(recipe.name, split, defaults.temperature if temperature is None else temperature),
         *(defaults.response_length if max_new_tokens is None else max_new_tokens, seed),
