@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ptft_hf import checkpoints, data, feedback, recipes, report, tasks
+from ptft_hf import checkpoints, data, feedback, recipes, records, report, tasks
 from ptft_hf.card import figures_of_policy
 from ptft_hf.comparing import pages
 from ptft_hf.comparing.pages import Section, Table
@@ -32,6 +32,7 @@ from ptft_hf.rlhf.sft import train_sft
 from ptft_hf.tasks.prompts import Prompts
 
 RECORD = "pipeline.json"
+REPLACED = "replaced"
 TITLES = {
     "sft": "Supervised fine-tuning",
     "feedback": "What people prefer",
@@ -94,20 +95,33 @@ class Stages:
     ) -> None:
         """Run a stage, if it is not done with these inputs; ``action`` is given ``resume`` and ``overwrite``. Where
         it does not hold any more, what was done goes on."""
-        place, digest = self.folder / name, _digest(inputs)
-        same = self.known.get(name) == digest
+        place, digest, earlier = self.folder / name, _digest(inputs), self._inputs_of(name)
+        same = earlier == digest
         report.say(f"\n{TITLES[name]} ({place})", style="bold")
         if same and holds and (place / "run.json").is_file():
             report.say("- finished, and nothing that it builds on has changed")
         else:
             if name in self.known and not same:
                 report.say("- what it builds on has changed: it is run anew")
-            self.known[name] = digest
-            checkpoints.write_text(self.folder / RECORD, json.dumps(self.known, indent=1))
             begun = place.is_dir() and any(place.iterdir())
+            self._note(name, digest, (earlier, _state(place)) if begun and not same else None)
             action(resume=same and begun, overwrite=begun and not same)
+            self._note(name, digest, None)
             gc.collect()
         self.found[name] = checkpoints.read_json(place / "run.json")
+
+    def _inputs_of(self, name: str) -> str | None:
+        """The digest of the inputs of what is in a stage's folder. A stage that was to be run anew may have been
+        refused, or stopped, before it touched what was there."""
+        earlier, state = self.known.get(REPLACED, {}).get(name, (None, None))
+        found: str | None = self.known.get(name) if state is None or _state(self.folder / name) != state else earlier
+        return found
+
+    def _note(self, name: str, digest: str, replaced: tuple[str | None, str | None] | None) -> None:
+        """With what inputs a stage is run, and which run it is to replace, if any."""
+        others = {stage: one for stage, one in self.known.get(REPLACED, {}).items() if stage != name}
+        self.known |= {name: digest, REPLACED: others | ({name: replaced} if replaced else {})}
+        checkpoints.write_text(self.folder / RECORD, json.dumps(self.known, indent=1))
 
     def before(self, *names: str) -> dict[str, str]:
         """What identifies the stages that another builds on."""
@@ -256,6 +270,12 @@ class Stages:
 
 
 ANSWERS, PREFERENCES = "answers.sqlite", "preferences.jsonl"
+
+
+def _state(place: Path) -> str | None:
+    """What tells the run in a folder from another one with the same inputs; None: nothing does."""
+    files = [place / name for name in (records.SETTINGS, "run.json") if (place / name).is_file()]
+    return _digest({file.name: file.read_text("utf-8") for file in files}) if files else None
 
 
 def _judgements(database: Path) -> dict[str, Any]:

@@ -158,6 +158,51 @@ def test_a_stage_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert seen == [{"resume": True, "overwrite": False}]
 
 
+def test_a_stage_that_was_refused_is_not_taken_for_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With other inputs, and what was there before still in its folder."""
+    values, output = files(tmp_path), tmp_path / "out"
+    del values["sft"], values["reward"]
+    values["ppo"]["reward"] = ["tests.test_pipeline:judge"]
+    run_pipeline(written(tmp_path, values), output)
+    before = {name: (output / name / "run.json").read_text("utf-8") for name in ("ppo", "evaluation")}
+    for stage, key in (("ppo", "reward"), ("evaluation", "judge")):
+        good = values[stage][key]
+        wrong = "tests.test_pipeline:no_such_judge"
+        values[stage][key] = [wrong] if stage == "ppo" else wrong
+        for _ in range(2):
+            with pytest.raises(RecipeError, match="no_such_judge"):
+                run_pipeline(written(tmp_path, values), output)
+        values[stage][key] = good
+    capsys.readouterr()
+    run_pipeline(written(tmp_path, values), output)
+    assert {name: (output / name / "run.json").read_text("utf-8") for name in before} == before
+    assert capsys.readouterr().err.count("finished, and nothing that it builds on has changed") == 2
+
+
+def test_a_stage_that_is_run_anew_and_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, output = files(tmp_path), tmp_path / "out"
+    del values["sft"], values["reward"], values["evaluation"]
+    values["ppo"]["reward"] = ["tests.test_pipeline:judge"]
+    run_pipeline(written(tmp_path, values), output)
+    values["ppo"]["set"] = [*PPO, "learning_rate=0.001"]
+    seen: list[dict[str, bool]] = []
+
+    def stopped(**given: Any) -> None:
+        seen.append({name: given[name] for name in ("resume", "overwrite")})
+        if len(seen) > 1:
+            (output / "ppo" / "run.json").unlink(missing_ok=True)  # as a run does that replaces one, when it begins
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "train_ppo", stopped)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run_pipeline(written(tmp_path, values), output)
+    anew, further = {"resume": False, "overwrite": True}, {"resume": True, "overwrite": False}
+    assert seen == [anew, anew, further]
+
+
 def test_an_adapter_of_sft_that_ppo_cannot_train_further_is_refused_before_any_stage_runs(tmp_path: Path) -> None:
     values = files(tmp_path)
     refused = {"adalora/r12_to_8": "ADALORA cannot play several parts", "bottleneck/houlsby": "not with bottleneck"}
