@@ -8,7 +8,7 @@ from ptft_hf import data, tasks
 from ptft_hf.errors import DataError
 from ptft_hf.recipes.models import TaskRecipe
 from ptft_hf.recipes.prompts import PromptsRecipe
-from ptft_hf.tasks import conversations, pairs
+from ptft_hf.tasks import conversations, pairs, turns
 from ptft_hf.tasks.prompts import Prompts
 
 
@@ -40,6 +40,7 @@ def prompts_of(recipe: PromptsRecipe, table: Any, tokenizer: Any, longest: int) 
             f"{recipe.name}: prompt_tokens: {recipe.prompt_tokens} would cut conversations, which TRL takes whole; "
             "leave it out, or raise it"
         )
+    given = [prompt if isinstance(prompt, str) else turns.plain(tokenizer, prompt) for prompt in given]
     return datasets.Dataset.from_list([{"prompt": prompt} for prompt in given]), notes
 
 

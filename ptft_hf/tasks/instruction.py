@@ -218,7 +218,7 @@ class Instruction(CausalLM):
             value = value.get("prompt")
         if isinstance(value, str) or not self.chats:
             return {"given": text_row(value, ["prompt"])["prompt"]}
-        if fault := _faulty_messages(value):
+        if fault := turns.fault(value):
             raise DataError(f"'messages': {fault}")
         for message in value:
             check_text("messages", message.get("content") or "")
@@ -267,7 +267,7 @@ def packed(rows: Iterable[Mapping[str, Any]], max_length: int) -> Iterable[dict[
 def _fault(row: Mapping[str, Any]) -> str | None:
     """What is wrong with a row, if anything is."""
     if "messages" in row:
-        return _faulty_messages(row["messages"]) or _without_answer(row["messages"])
+        return turns.fault(row["messages"]) or _without_answer(row["messages"])
     texts = [row[name] for name in ("prompt", "completion", "text") if name in row]
     if all(isinstance(text, str) for text in texts):
         return None
@@ -276,20 +276,9 @@ def _fault(row: Mapping[str, Any]) -> str | None:
     if any(isinstance(text, str) for text in texts):
         return "'prompt' and 'completion' must be both texts or both messages"
     for name in ("prompt", "completion"):
-        if fault := _faulty_messages(row[name]):
+        if fault := turns.fault(row[name]):
             return f"{name!r}: {fault}"
     return _without_answer(row["completion"])
-
-
-def _faulty_messages(messages: Any) -> str | None:
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        return f"{str(messages)[:60]!r} are no messages: expected a list of objects with 'role' and 'content'"
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            return f"message {number} has no 'role': {str(message)[:60]!r}"
-        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
-            return f"message {number} has no text as its 'content': {str(message)[:60]!r}"
-    return None
 
 
 def _without_answer(messages: Sequence[Mapping[str, Any]]) -> str | None:

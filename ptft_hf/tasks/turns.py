@@ -49,7 +49,7 @@ def of_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]], begin: in
         ModelError: The template cannot be used, does not tell the assistant's turns, or ends them with no token of
             its own.
     """
-    turns = [_turn(tokenizer, message) for message in messages]
+    turns = plain(tokenizer, messages)
     if "{% generation" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
         return _by_template(tokenizer, turns, begin)
     text = render(tokenizer, turns)
@@ -94,10 +94,36 @@ def _by_template(tokenizer: Any, turns: list[dict[str, Any]], begin: int) -> Mar
     return Marked(ids, [one and i >= skipped for i, one in enumerate(trained)])
 
 
+def fault(messages: Any) -> str | None:
+    """What is wrong with a conversation, if anything is."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        return f"{str(messages)[:60]!r} are no messages: expected a list of objects with 'role' and 'content'"
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            return f"message {number} has no 'role': {str(message)[:60]!r}"
+        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
+            return f"message {number} has no text as its 'content': {str(message)[:60]!r}"
+    return None
+
+
 def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """A conversation that the assistant is to go on with."""
-    text = render(tokenizer, [_turn(tokenizer, message) for message in messages], True)
+    text = prompt_text(tokenizer, messages)
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The same as the template's text; its marks are in it.
+
+    Raises:
+        ModelError: The template refuses it.
+    """
+    return render(tokenizer, plain(tokenizer, messages), True)
+
+
+def plain(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as they are read, whoever renders them: marks in their contents are text."""
+    return [_turn(tokenizer, message) for message in messages]
 
 
 def _turn(tokenizer: Any, message: Mapping[str, Any]) -> dict[str, Any]:
