@@ -69,6 +69,18 @@ def test_what_is_no_list_of_scores_is_named() -> None:
         build(lambda p, a: torch.tensor([[1.0, 2.0]] * 2))(batch())
 
 
+def test_a_function_that_fails_is_named_with_its_line_and_may_have_no_label() -> None:
+    def careless(prompts: list[str], answers: list[str]) -> Any:
+        return {}["score"]
+
+    said = r"reward careless: KeyError: 'score' \(.*test_rewards\.py, line \d+\)"
+    with pytest.raises(ModelError, match=said) as caught:
+        build(careless)(batch())
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(RecipeError, match=r"tests\.ppo_runs:length: a function has no labels; leave #pos out"):
+        build("tests.ppo_runs:length#pos")
+
+
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_the_folder_of_a_run_that_trained_a_classifier(kind: str, request: pytest.FixtureRequest) -> None:
     run: Finished = request.getfixturevalue(kind)

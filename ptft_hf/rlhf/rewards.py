@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -157,7 +158,12 @@ class FunctionReward:
         self.name = str(name or getattr(function, "__name__", type(function).__name__))
 
     def __call__(self, batch: Answered) -> Any:
-        scores = self.function(list(batch.prompts), list(batch.answers))
+        try:
+            scores = self.function(list(batch.prompts), list(batch.answers))
+        except Exception as error:  # it is the user's own code that runs
+            *_, place = traceback.extract_tb(error.__traceback__)
+            what = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+            raise ModelError(f"reward {self.name}: {what}") from error
         return scores.tolist() if hasattr(scores, "tolist") else scores
 
 
@@ -238,16 +244,9 @@ class ClassifierReward:
     """
 
     def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        column: int,
-        logit: bool,
-        max_length: int,
-        name: str,
-        batch_size: int,
+        self, model: Any, tokenizer: Any, column: int, logit: bool, max_length: int, name: str, batch_size: int,
         fingerprint: str | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.fingerprint = fingerprint
         self.model, self.tokenizer, self.column, self.logit = model, tokenizer, column, logit
         self.max_length, self.name, self.batch_size = max_length, name, batch_size
@@ -314,6 +313,8 @@ def _reward(item: Any, on_base: Callable[[Path], Role | None], batch_size: int, 
         return reward
     path = Path(item.source)
     if names_function(item.source):
+        if item.label is not None:
+            raise RecipeError(f"{prefix} {item.source}: a function has no labels; leave #{item.label} out")
         return FunctionReward(import_function(item.source, prefix), item.source)
     role = on_base(path) if path.is_dir() and item.label is None else None
     if role is not None:
@@ -338,7 +339,7 @@ def import_function(reference: str, prefix: str) -> Function:
     if added:
         sys.path.insert(0, here)
     try:
-        function = getattr(importlib.import_module(module), name)
+        function: Function = getattr(importlib.import_module(module), name)
     except Exception as error:  # it is the user's own code that runs
         raise RecipeError(f"{prefix} {reference}: cannot be imported: {type(error).__name__}: {error}") from error
     finally:
@@ -346,8 +347,7 @@ def import_function(reference: str, prefix: str) -> Function:
             sys.path.remove(here)
     if not callable(function):
         raise RecipeError(f"{prefix} {reference}: is no function but {type(function).__name__}")
-    found: Function = function
-    return found
+    return function
 
 
 def load_classifier(spec: Spec, batch_size: int, prefix: str) -> ClassifierReward | PreferenceReward:
@@ -389,10 +389,8 @@ def _column(labels: list[str], spec: Spec, prefix: str) -> int:
         return labels.index(spec.label)
     if spec.label is None and len(labels) == 1:
         return 0
-    known = ", ".join(labels[:20])
+    known = f"it has {', '.join(labels[:20])}"
     if spec.label is None:
-        raise RecipeError(
-            f"{prefix} {spec.source}: say which label is the reward: {spec.source}#LABEL; it has {known}"
-        )
+        raise RecipeError(f"{prefix} {spec.source}: say which label is the reward: {spec.source}#LABEL; {known}")
     near = did_you_mean(spec.label, labels)
-    raise RecipeError(f"{prefix} {spec.source}: has no label {spec.label!r}{near}; it has {known}")
+    raise RecipeError(f"{prefix} {spec.source}: has no label {spec.label!r}{near}; {known}")
