@@ -117,7 +117,7 @@ def check_sources(folder: Path, sources: Sequence[Any]) -> None:
         path = Path(source).resolve() if isinstance(source, str | Path) else None
         if path is not None and path.exists() and path.is_relative_to(folder.resolve()):
             raise OutputError(
-                f"{folder}: holds the model or adapter that is to be trained further, {source}; choose another "
+                f"{folder}: holds what the run starts from, {source}, which --overwrite would delete; choose another "
                 "output folder"
             )
 

@@ -50,6 +50,23 @@ def test_another_policy_reward_or_judge_of_the_same_name_is_refused(
     assert run_ppo(sft, run, f"0.5*{reward}", resume=True, **options)["training"]["updates"] == 1
 
 
+def test_a_reward_or_judge_is_not_replaced_by_the_run_that_follows_it(tmp_path: Path) -> None:
+    from tests.test_by_trl import checkpoint, run
+
+    base = checkpoint(tmp_path / "base")
+    for name in ("run", "judge"):
+        make_classifier(tmp_path / name)
+        (tmp_path / name / "run.json").write_text("{}", "utf-8")
+    kept = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OutputError, match=r"run: holds what the run starts from, .*run, which"):
+        run_ppo(base, tmp_path / "run", f"0.5*{tmp_path / 'run'}#LABEL_1", overwrite=True)
+    with pytest.raises(OutputError, match="judge: holds what the run starts from"):
+        run_ppo(base, tmp_path / "judge", share_of_good, judge=f"{tmp_path / 'judge'}#LABEL_1", overwrite=True)
+    with pytest.raises(OutputError, match="run: holds what the run starts from"):
+        run("grpo", base, tmp_path / "run", reward=f"{tmp_path / 'run'}#LABEL_1", overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == kept
+
+
 def test_a_run_of_which_it_is_not_known_what_it_began_with_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

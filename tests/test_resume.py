@@ -146,7 +146,7 @@ def test_overwrite_replaces_the_run_and_leaves_what_is_not_its_own(place: Place,
 def test_a_run_is_not_replaced_by_one_that_starts_from_it(place: Place, whole: Path) -> None:
     before = snapshot(whole)
     elsewhere = Place(place.folder, whole / "checkpoints" / "checkpoint-3")
-    with pytest.raises(OutputError, match="holds the model or adapter that is to be trained further"):
+    with pytest.raises(OutputError, match=r"holds what the run starts from, .*which --overwrite would delete"):
         elsewhere.run(str(whole), overwrite=True)
     assert snapshot(whole) == before
 

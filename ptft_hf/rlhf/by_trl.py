@@ -87,7 +87,7 @@ def train_by_trl(
         report.say(f"{folder} holds the finished run already; nothing to resume")
         return checkpoints.read_json(folder / "run.json")
     if overwrite:
-        training.check_sources(folder, [model, adapter])
+        training.check_sources(folder, [model, adapter, *rewards.sources(several(reward))])
     with without_telemetry():
         run = Run(algorithm, given, model, earlier, folder, reward, data, seed)
         start = records.find_start(folder, run.identity(), True) if resume else None
@@ -95,6 +95,11 @@ def train_by_trl(
         records.begin(folder, run.identity(), start, overwrite and not resume)
         run.train(start)
         return run.finish()
+
+
+def several(reward: Any) -> list[Any]:
+    """Rewards, of which one may stand alone."""
+    return list(reward) if isinstance(reward, list | tuple) else [reward]
 
 
 @contextmanager
@@ -152,9 +157,8 @@ class Run:
             self.notes.append(note)
         with models.quiet():
             attached = self.method.attach(loaded.model, loaded.head, "CAUSAL_LM")
-        several = reward if isinstance(reward, list | tuple) else [reward]
-        self.rewards = None if reward is None else rewards.build(several, lambda _: None, BATCH)
-        self.contents = contents(earlier or self.reference, several, self.rewards)
+        self.rewards = None if reward is None else rewards.build(several(reward), lambda _: None, BATCH)
+        self.contents = contents(earlier or self.reference, several(reward), self.rewards)
         self.trainer = self._trainer(attached, loaded.head)
 
     # ---- rows ----
