@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from ptft_hf import train
-from ptft_hf.errors import PtftError, RecipeError
+from ptft_hf.errors import DataError, PtftError, RecipeError
 from ptft_hf.recipes import task_from_dict
 from ptft_hf.recipes.algorithms import load_algorithm
-from ptft_hf.rlhf import by_trl
+from ptft_hf.rlhf import by_trl, trl_rows
 from ptft_hf.rlhf.by_trl import train_by_trl
 from ptft_hf.rlhf.decoders import load_decoder
 from ptft_hf.rlhf.ppo import train_ppo
@@ -218,6 +218,7 @@ def test_prompts_are_those_of_ppo(tmp_path: Path) -> None:
     assert {prompt for batch in reward.batches for prompt in batch.prompts} == {prompt.text for prompt in read}
     assert all(len(prompt.ids) <= 4 for prompt in read)
     assert all(text.startswith(prompt.text) for prompt, text in zip(read, texts, strict=True))
+    assert "eval_rewards/reward/mean" in found["metrics"]["test"]
     assert found["options"]["temperature"] == 0.5 and found["options"]["max_completion_length"] == 5
 
 
@@ -246,6 +247,27 @@ def test_prompts_that_cannot_be_answered_are_told(
         run("grpo", checkpoint(tmp_path / "base"), tmp_path / "run", task=task, settings=settings)
     assert said in "\n".join(caught.value.problems)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "kto"])
+def test_pairs_without_one_prompt_are_told(algorithm: str) -> None:
+    asked, answers = [{"role": "user", "content": "What is the sea?"}], {"chosen": "Water.", "rejected": "Air."}
+    turns = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
+    rows = [
+        {"chosen": asked + turns["chosen"], "rejected": asked + turns["rejected"]},
+        {"chosen": asked + turns["chosen"], "rejected": asked + turns["chosen"] + asked + turns["rejected"]},
+        turns,
+    ]
+    made, notes = trl_rows.pairs_of(datasets.Dataset.from_list(rows), chat_tokenizer(), algorithm)
+    assert made.to_list() == [{"prompt": asked, **turns}]
+    assert notes == [
+        f"1 of 3 pairs answer two prompts, which {algorithm} cannot compare, and are left out",
+        "1 of 3 pairs have no prompt, which the chat template needs, and are left out",
+    ]
+    table = datasets.Dataset.from_list([answers] * 4)
+    with pytest.raises(DataError, match="4 of 4 pairs have no prompt, which the chat template needs"):
+        trl_rows.pairs_of(table, chat_tokenizer(), algorithm)
+    assert trl_rows.pairs_of(table, chat_tokenizer(None), algorithm)[0][0] == {"prompt": "", **answers}
 
 
 def test_ties_that_are_left_out_and_margins_without_effect_are_told(

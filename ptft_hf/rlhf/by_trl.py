@@ -187,7 +187,7 @@ class Run:
             "callbacks": [Progress("loss"), MetricsLog(self.folder / "metrics.jsonl")],
         }
         if self.rewards is not None:
-            options["reward_funcs"] = [self._scored]
+            options["reward_funcs"] = [self.reward]
         elif adapter_kind(model) is None:
             options["ref_model"] = copy.deepcopy(model)
         try:
@@ -227,8 +227,8 @@ class Run:
         except (ValueError, TypeError, ImportError) as error:
             raise RecipeError(f"training: {kind.__name__} refuses these settings: {error}") from error
 
-    def _scored(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-        """The reward as TRL calls it: on texts, or messages."""
+    def reward(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+        """The reward as TRL calls it, on texts or messages, and in its figures."""
         assert self.rewards is not None
 
         def text(value: Any, prompt: bool) -> str:

@@ -46,22 +46,36 @@ def prompts_of(recipe: PromptsRecipe, table: Any, tokenizer: Any, longest: int) 
 
 def pairs_of(table: Any, tokenizer: Any, algorithm: str) -> tuple[Any, list[str]]:
     """``prompt``, ``chosen`` and ``rejected``: messages where the tokenizer has a chat template, else texts; and what
-    is to be said of ties and margins, of which TRL's trainers know nothing."""
+    is to be said of ties and margins, of which TRL's trainers know nothing, and of answers without one prompt.
+
+    Raises:
+        DataError: No pair is left.
+    """
     import datasets
 
     made: list[dict[str, Any]] = []
+    without = {
+        f"are ties, which {algorithm} cannot use, and are left out": 0,
+        f"answer two prompts, which {algorithm} cannot compare, and are left out": 0,
+        "have no prompt, which the chat template needs, and are left out": 0,
+    }
+    ties, different, empty = without
     for row in table:
-        if pairs.is_tie(row):
-            continue
         first, second = pairs.conversations_of(row)
-        if tokenizer.chat_template:
-            made.append({"prompt": first[:-1], "chosen": first[-1:], "rejected": second[-1:]})
-        else:
+        if pairs.is_tie(row):
+            without[ties] += 1
+        elif first[:-1] != second[:-1]:
+            without[different] += 1
+        elif not tokenizer.chat_template:
             prompt, chosen = conversations.parts_of(first)
             made.append({"prompt": prompt, "chosen": chosen, "rejected": conversations.parts_of(second)[1]})
-    counts = {
-        f"are ties, which {algorithm} cannot use, and are left out": len(table) - len(made),
-        f"have a margin, which {algorithm} does not use": sum(pairs.margin_of(row) > 0 for row in table),
-    }
+        elif first[:-1]:
+            made.append({"prompt": first[:-1], "chosen": first[-1:], "rejected": second[-1:]})
+        else:
+            without[empty] += 1
+    margins = sum(pairs.margin_of(row) > 0 for row in table)
+    counts = {**without, f"have a margin, which {algorithm} does not use": margins}
     notes = [f"{count:,} of {len(table):,} pairs {what}" for what, count in counts.items() if count]
+    if not made:
+        raise DataError("no pair is left", *notes)
     return datasets.Dataset.from_list(made), notes
