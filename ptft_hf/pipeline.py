@@ -196,6 +196,11 @@ class Stages:
                     f"{database}` shows people the rest, and then the same command goes on"
                 )
             exported = feedback.export_preferences(database, place / PREFERENCES)
+            if not exported.rows:
+                raise DataError(
+                    f"{database}: of the {found['judged']:,} pairs that are judged none has an answer that most "
+                    "prefer, so that the reward model has nothing to learn; raise feedback.judged or feedback.prompts"
+                )
             figures = feedback.statistics_of(database)
             content = {**found, "exported": exported._asdict(), "statistics": figures}
             checkpoints.write_text(run, json.dumps(content, indent=1))

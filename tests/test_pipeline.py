@@ -336,6 +336,19 @@ def test_the_reward_model_learns_what_people_prefer(tmp_path: Path, capsys: pyte
         assert len(store.judgements()) == pairs + 1
 
 
+def test_judgements_that_prefer_nothing_are_told_before_the_reward_model(tmp_path: Path) -> None:
+    values, output = files(tmp_path), tmp_path / "out"
+    del values["sft"]
+    values["feedback"] = {"task": "prompts.yaml", "prompts": 2}
+    database = output / "feedback" / "answers.sqlite"
+    with pytest.raises(DataError, match="pairs are judged"):
+        run_pipeline(written(tmp_path, values), output)
+    judged(database, 2, "tie")
+    with pytest.raises(DataError, match="of the 2 pairs that are judged none has an answer that most prefer"):
+        run_pipeline(written(tmp_path, values), output)
+    assert not (output / "feedback" / "run.json").exists()
+
+
 def test_feedback_needs_a_reward_model(tmp_path: Path) -> None:
     values = {**files(tmp_path), "feedback": {"task": "prompts.yaml"}}
     values["ppo"]["reward"] = ["tests.test_pipeline:judge"]
