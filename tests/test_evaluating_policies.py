@@ -213,5 +213,7 @@ def test_faults_are_told(tmp_path: Path) -> None:
     base = make_language_model("llama", tmp_path / "base")
     with pytest.raises(DataError, match="names no data"):
         evaluate_policy(policy=base, against=base, task=recipe(), judge=length)
+    with pytest.raises(RecipeError, match="prompts: 0 is not at least 1"):
+        compared(base, base, prompts=0)
     with pytest.raises(RecipeError, match=r"'respons_length' \(did you mean 'response_length'\?\)"):
         compared(base, base, settings={"respons_length": 3})

@@ -82,6 +82,8 @@ def evaluate_policy(
     """
     pairs = [f"{k}={json.dumps(v)}" for k, v in settings.items()] if isinstance(settings, Mapping) else list(settings)
     recipe, _, config = load_ppo(task, "full/default", pairs)
+    if prompts is not None and prompts < 1:
+        raise RecipeError(f"prompts: {prompts} is not at least 1; None answers all")
     folder = None if output_dir is None else Path(output_dir)
     if folder is not None:
         training.check_output(folder, False, overwrite)
