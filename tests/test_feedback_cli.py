@@ -244,6 +244,7 @@ GENERATE = "generate --model policy --task prompts.yaml --output new.sqlite"
         ("stats train.jsonl", ("no database",)),
         ("export f.sqlite --to no/out.jsonl", ("no/out.jsonl: cannot be written",)),
         ("export gone.sqlite --to out.jsonl", ("does not exist",)),
+        ("export f.sqlite --to f.sqlite", ("f.sqlite: is a database, of judgements maybe; choose another file",)),
     ],
 )  # fmt: skip
 def test_bad_inputs_end_in_one_clear_message(

@@ -14,6 +14,8 @@ from ptft_hf.feedback.store import Judgement, Store
 
 COLUMNS = ("prompt", "chosen", "rejected")
 SHOWN = 5
+SQLITE = b"SQLite format 3"
+"""With which its files begin."""
 
 
 class Imported(NamedTuple):
@@ -101,8 +103,10 @@ def export_preferences(database: str | Path | Store, file: str | Path, *, ties: 
 
     Raises:
         DataError: There is no such database.
-        OutputError: The file cannot be written.
+        OutputError: The file cannot be written, or is a database, which would be lost.
     """
+    if _is_database(Path(file)):
+        raise OutputError(f"{file}: is a database, of judgements maybe; choose another file for the preferences")
     if not isinstance(database, Store):
         with Store(database) as store:
             return export_preferences(store, file, ties=ties)
@@ -134,6 +138,14 @@ def export_preferences(database: str | Path | Store, file: str | Path, *, ties: 
     except OSError as error:
         raise OutputError(f"{file}: cannot be written: {error.strerror}") from error
     return Exported(len(rows), kinds["tie"], kinds["both_bad"], kinds["conflict"])
+
+
+def _is_database(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(SQLITE)) == SQLITE
+    except OSError:
+        return False  # of what cannot be read, writing will tell
 
 
 def majority(judged: Sequence[Judgement]) -> str:
