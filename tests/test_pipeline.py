@@ -245,6 +245,22 @@ def test_faulty_files_are_refused(change: dict[str, Any], said: str, tmp_path: P
     assert said in "\n".join(caught.value.problems)
 
 
+def test_recipes_without_data_are_refused_before_any_stage_runs(tmp_path: Path) -> None:
+    values = files(tmp_path)
+    for name in ("instructions", "pairs", "prompts"):
+        recipe = json.loads((tmp_path / f"{name}.yaml").read_text("utf-8"))
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({"family": recipe["family"]}), "utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_pipeline(written(tmp_path, values))
+    said = [problem for problem in caught.value.problems if "names no data; add data: to the recipe" in problem]
+    assert {problem.split(": ")[1] for problem in said} == {"sft", "reward", "ppo"}
+    values["feedback"] = {"task": "prompts.yaml"}
+    with pytest.raises(RecipeError) as caught:
+        load_pipeline(written(tmp_path, values))
+    said = [problem.split(": ")[1] for problem in caught.value.problems]
+    assert said == ["sft", "feedback", "ppo"]  # people's judgements are the reward model's data
+
+
 def test_other_peoples_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("x", "utf-8")

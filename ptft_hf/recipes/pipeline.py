@@ -18,6 +18,7 @@ from ptft_hf.recipes.models import AdapterRecipe, PeftRecipe, _Strict
 from ptft_hf.recipes.pipeline_stages import EvaluationStage, FeedbackStage, PPOStage, Stage
 from ptft_hf.recipes.ppo import DEFAULT_ADAPTER, load_ppo
 
+NO_DATA = "{}: names no data; add data: to the recipe"
 _S = TypeVar("_S", Stage, FeedbackStage, PPOStage, EvaluationStage)
 
 
@@ -120,15 +121,21 @@ def _recipe_faults(pipeline: PipelineRecipe) -> Iterator[tuple[str, str]]:
                 start = adapter  # which PPO trains further
             if task.family != family:
                 yield name, f"{task.name}: is a recipe of the family {task.family}; this stage needs {family}"
+            if task.data is None and (name == "sft" or pipeline.feedback is None):  # which is what people prefer
+                yield name, NO_DATA.format(task.name)
         except RecipeError as error:
             yield from ((name, problem) for problem in error.problems)
     last, asked = pipeline.evaluation, pipeline.feedback
     for name, given, sets, earlier in (
-        ("feedback", asked.task if asked else pipeline.ppo.task, [], None),
+        ("feedback", asked and asked.task, [], None),
         ("ppo", pipeline.ppo.task, pipeline.ppo.set, start),
-        ("evaluation", (last and last.task) or pipeline.ppo.task, last.set if last else [], None),
+        ("evaluation", last and (last.task or (last.set and pipeline.ppo.task)), last.set if last else [], None),
     ):
+        if not given:
+            continue  # there is none, or it has nothing of its own
         try:
-            load_ppo(given, earlier or DEFAULT_ADAPTER, sets, further=earlier is not None)
+            prompts = load_ppo(given, earlier or DEFAULT_ADAPTER, sets, further=earlier is not None)[0]
+            if prompts.data is None:
+                yield name, NO_DATA.format(prompts.name)
         except RecipeError as error:
             yield from ((name, problem) for problem in error.problems)
