@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from ptft_hf import train
 from ptft_hf.errors import DataError, PtftError, RecipeError
 from ptft_hf.recipes import task_from_dict
-from ptft_hf.recipes.algorithms import load_algorithm
+from ptft_hf.recipes.algorithms import ALGORITHMS, load_algorithm
 from ptft_hf.rlhf import by_trl, trl_rows
 from ptft_hf.rlhf.by_trl import train_by_trl
 from ptft_hf.rlhf.decoders import load_decoder
@@ -204,6 +204,16 @@ def test_long_prompts_are_left_out_and_pairs_are_cut(tmp_path: Path) -> None:
         patch.setattr(by_trl.Run, "_trainer", kept)
         run("dpo", base, tmp_path / "dpo", settings={"model.max_length": 77})
     assert seen == [77]
+
+
+def test_upstream_has_no_ppo_any_more() -> None:
+    """Row 19; :func:`ptft_hf.rlhf.ppo.train_ppo` has."""
+    import trl
+
+    names = ("PPOTrainer", "PPOConfig", "AutoModelForCausalLMWithValueHead")
+    assert not [name for name in names if hasattr(trl, name)]
+    assert not list(Path(trl.__file__).parent.glob("experimental/ppo*"))
+    assert all(hasattr(trl, algorithm.trainer) for algorithm in ALGORITHMS.values())
 
 
 def test_prompts_are_those_of_ppo(tmp_path: Path) -> None:

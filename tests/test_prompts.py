@@ -6,11 +6,12 @@ from typing import Any
 
 import datasets
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from ptft_hf.errors import DataError, ModelError
 from ptft_hf.recipes.prompts import PromptsRecipe
 from ptft_hf.rlhf import trl_rows
-from ptft_hf.tasks import turns
+from ptft_hf.tasks import conversations, turns
 from ptft_hf.tasks.prompts import Prompts
 from tests.ppo_runs import length, run_ppo
 from tests.test_instruction import CHATML, chat_tokenizer, checkpoint
@@ -74,6 +75,21 @@ def test_a_conversation_is_read_as_in_supervised_fine_tuning() -> None:
     table, _ = trl_rows.prompts_of(family().recipe, datasets.Dataset.from_list([{"prompt": asked}]), tokenizer, 100)
     text = tokenizer.apply_chat_template(table[0]["prompt"], tokenize=False, add_generation_prompt=True)
     assert text == prompt.text  # TRL renders it itself
+
+
+def test_a_template_and_a_tokenizer_that_both_write_the_begin_write_it_once() -> None:
+    """Row 23: upstream's tokenizer writes it again before the template's text."""
+    tokenizer = chat_tokenizer("{{ bos_token }}" + CHATML.replace("<|im_start|>", "<|im_end|>"))
+    begins = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 0)])
+    tokenizer.backend_tokenizer.post_processor = begins
+    begin, talk = tokenizer.bos_token_id, [*ASKED, *ANSWER]
+    assert tokenizer(tokenizer.apply_chat_template(talk, tokenize=False))["input_ids"].count(begin) == 2
+    (prompt,), _ = family().encode(datasets.Dataset.from_list([{"prompt": ASKED}]), tokenizer, 100)
+    text = turns.of_pair(tokenizer, "What is the sea?", " Water.").ids
+    reading = conversations.Reading("chat", tokenizer.eos_token_id, True)
+    (scored,), _ = conversations.encode(reading, tokenizer, [talk], 100)
+    for ids in (turns.of_messages(tokenizer, talk).ids, prompt.ids, text, scored["input_ids"]):
+        assert ids[0] == begin and ids.count(begin) == 1
 
 
 def test_empty_prompts_are_not_called_long() -> None:
