@@ -20,7 +20,7 @@ from ptft_hf import checkpoints, data, feedback, recipes, records, report, tasks
 from ptft_hf.card import figures_of_policy
 from ptft_hf.comparing import pages
 from ptft_hf.comparing.pages import Section, Table
-from ptft_hf.errors import DataError, OutputError
+from ptft_hf.errors import DataError, OutputError, PtftError, RecipeError
 from ptft_hf.recipes.pipeline import PipelineRecipe, load_pipeline
 from ptft_hf.recipes.pipeline_stages import FeedbackStage, Stage
 from ptft_hf.recipes.ppo import load_ppo
@@ -58,6 +58,7 @@ def run_pipeline(pipeline: str | Path | PipelineRecipe, output_dir: str | Path) 
     """
     recipe = pipeline if isinstance(pipeline, PipelineRecipe) else load_pipeline(pipeline)
     stages = Stages(recipe, Path(output_dir))
+    stages.check_rewards()
     if recipe.sft is not None:
         stages.train("sft", recipe.sft)
     if recipe.feedback is not None:
@@ -89,6 +90,24 @@ class Stages:
             raise OutputError(f"{folder}: holds other files; choose an empty or a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         self.known = checkpoints.read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+
+    def check_rewards(self) -> None:
+        """Have what PPO and the evaluation name as rewards and judges refused now, not after hours of training.
+
+        Raises:
+            RecipeError: With all that is wrong with them.
+        """
+        ppo, last, problems = self.recipe.ppo, self.recipe.evaluation, list[str]()
+        named = [*(("ppo", "reward", one) for one in ppo.reward), ("ppo", "judge", ppo.judge)]
+        for stage, name, text in [*named, ("evaluation", "judge", last and last.judge)]:
+            if text is None or (self.folder / stage / "run.json").is_file():
+                continue  # there is none, or maybe nothing of it is to be run
+            try:
+                rewards.check_named(text, name)
+            except PtftError as error:
+                problems += [f"{stage}: {problem}" for problem in error.problems]
+        if problems:
+            raise RecipeError(*dict.fromkeys(problems))
 
     def run(
         self, name: str, inputs: Mapping[str, Any], action: Callable[..., Any], holds: bool = True

@@ -245,6 +245,23 @@ def test_faulty_files_are_refused(change: dict[str, Any], said: str, tmp_path: P
     assert said in "\n".join(caught.value.problems)
 
 
+def test_rewards_and_judges_that_cannot_be_used_are_refused_before_any_stage_runs(tmp_path: Path) -> None:
+    values = files(tmp_path)
+    make_classifier(tmp_path / "classifier")
+    values["ppo"] |= {"reward": ["classifier#LABEL_1", "2*classifier#pos"], "judge": "tests.test_pipeline:nobody"}
+    values["evaluation"]["judge"] = "classifier"
+    with pytest.raises(RecipeError) as caught:
+        run_pipeline(written(tmp_path, values), tmp_path / "out")
+    place = tmp_path / "classifier"
+    begins = [
+        f"ppo: reward {place}: has no label 'pos'",
+        "ppo: judge tests.test_pipeline:nobody: cannot be imported",
+        f"evaluation: judge {place}: say which label is the reward",
+    ]
+    assert [p[: len(b)] for p, b in zip(caught.value.problems, begins, strict=True)] == begins
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_recipes_without_data_are_refused_before_any_stage_runs(tmp_path: Path) -> None:
     values = files(tmp_path)
     for name in ("instructions", "pairs", "prompts"):

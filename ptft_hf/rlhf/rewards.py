@@ -305,6 +305,22 @@ def build(
     return WeightedSum(rewards, weights)
 
 
+def check_named(text: str, prefix: str) -> None:
+    """Refuse a reward that PPO could not use; a folder of the family ``preference`` is believed, for its base is
+    large, and all else is loaded.
+
+    Args:
+        text: As :func:`parse` takes it.
+        prefix: What error messages call it.
+
+    Raises:
+        PtftError: As :func:`build`.
+    """
+    spec = parse(text)
+    if spec.label is not None or form_of(Path(spec.source)) is None:
+        build([text], lambda _: None, 1, prefix)
+
+
 def _reward(item: Any, on_base: Callable[[Path], Role | None], batch_size: int, prefix: str) -> Reward:
     if not isinstance(item, Spec):
         if not callable(item):
