@@ -12,6 +12,7 @@ import pytest
 
 from ptft_hf.comparing import findings, groups, verdicts, words, write_report
 from ptft_hf.comparing.words import POINTS
+from ptft_hf.errors import ModelError
 from tests.cells import cell, failed, grid
 
 EVIL = '<script src="https://evil.example/x.js">alert(1)</script> & $x_$ | `b`'
@@ -226,6 +227,24 @@ def test_the_report_says_what_it_must(report: tuple[str, str]):
         assert "0.001, 0.003 (failed)" in text  # the tries of a cell
         assert "torch 2.13.0" in text and "neg" in text
         assert "cells/lora-r8-2.json" in text
+
+
+def test_a_cell_that_failed_tells_its_first_fault():
+    both = str(ModelError("learning rate 1: it broke", "learning rate 3: it broke, too"))
+    crash = "KeyError: 'x'\nTraceback (most recent call last):\n  File ..."
+    (table,) = findings.findings([failed("a", 0, both), failed("b", 0, crash)], 0.01, "")[0].parts
+    assert [row[-1] for row in table.rows] == ["2 problems: - learning rate 1: it broke", "KeyError: 'x'"]
+
+
+def test_of_several_models_each_cell_names_its_own():
+    results = [cell("a", 0, right(0.8)), failed("b", 0, "it broke")]
+    others = [{**one, "cell": {**one["cell"], "model": "other"}} for one in results]
+    failures, _, every, _ = findings.findings([*results, *others], 0.01, "")[-4:]
+    for section in (failures, every):
+        (table,) = section.parts
+        assert [row[table.head.index("model")] for row in table.rows] == ["m", "other"]
+        assert table.left == len(table.head)
+    assert "model" not in findings.findings(results, 0.01, "")[-2].parts[0].head
 
 
 def test_of_many_pairs_without_a_verdict_those_with_the_best_are_listed():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ptft_hf.comparing.pages import Code, Section, Table
+from ptft_hf.comparing.running import first_fault
 from ptft_hf.comparing.statistics import BOOTSTRAP_SEEDS
 
 Result = Mapping[str, Any]
@@ -15,8 +16,9 @@ def sections(results: Sequence[Result], margin: float, command: str) -> Iterator
     """Failures, methods, every cell, versions and machines."""
     finished = [result for result in results if result["status"] == "finished"]
     failed = [result for result in results if result["status"] == "failed"]
+    place = _Place(len({result["cell"]["model"] for result in results}) > 1)
     if failed:
-        yield Section("Cells that failed", 2, [_failures(failed)])
+        yield Section("Cells that failed", 2, [_failures(failed, place)])
     yield Section("How each number was obtained", 2, [Code(command), _methods_used(margin)])
     if not finished:
         return
@@ -27,10 +29,10 @@ def sections(results: Sequence[Result], margin: float, command: str) -> Iterator
             Table(
                 "Learning rates tried, the one that validation chose, and its test figure; the file holds the rest: "
                 "recipes, settings, fingerprints of data and weights, outcomes of every test example",
-                ["method", "task", "rows", "seed", "tried", "chosen", "test", "file"],
+                [*place.head, "tried", "chosen", "test", "file"],
                 [
                     [
-                        *_place(result["cell"]),
+                        *place.of(result["cell"]),
                         ", ".join(_tried(one) for one in result["tries"]),
                         f"{result['learning_rate']:g}",
                         f"{result['test']['metrics'][result['metric']['name']]:.4f}",
@@ -38,7 +40,7 @@ def sections(results: Sequence[Result], margin: float, command: str) -> Iterator
                     ]
                     for result in finished
                 ],
-                left=8,
+                left=len(place.head) + 4,
             )
         ],
     )
@@ -47,18 +49,28 @@ def sections(results: Sequence[Result], margin: float, command: str) -> Iterator
     yield Section("Versions and machines", 3, [[*stacks, *machines]])
 
 
-def _failures(failed: Sequence[Result]) -> Table:
+class _Place(NamedTuple):
+    """Where a cell stands in its grid; the model is named where there are several."""
+
+    with_model: bool
+
+    @property
+    def head(self) -> list[str]:
+        return ["method", "task", *(["model"] if self.with_model else []), "rows", "seed"]
+
+    def of(self, cell: Mapping[str, Any]) -> list[str]:
+        size = "all" if cell["size"] is None else f"{cell['size']:,}"
+        model = [cell["model"]] if self.with_model else []
+        return [cell["adapter"]["name"], cell["task"]["name"], *model, size, str(cell["seed"])]
+
+
+def _failures(failed: Sequence[Result], place: _Place) -> Table:
     return Table(
         "A failure is a result: these are missing above",
-        ["method", "task", "rows", "seed", "error"],
-        [[*_place(result["cell"]), str(result["error"]).strip().splitlines()[0]] for result in failed],
-        left=5,
+        [*place.head, "error"],
+        [[*place.of(result["cell"]), first_fault(result)] for result in failed],
+        left=len(place.head) + 1,
     )
-
-
-def _place(cell: Mapping[str, Any]) -> list[str]:
-    size = "all" if cell["size"] is None else f"{cell['size']:,}"
-    return [cell["adapter"]["name"], cell["task"]["name"], size, str(cell["seed"])]
 
 
 def _tried(one: Mapping[str, Any]) -> str:

@@ -97,7 +97,8 @@ def run_grid(
         if len(waiting) < len(every):
             report.say(f"{len(every) - len(waiting)} of {len(every)} cells are there already")
         for number, job in enumerate(carry_out(waiting, jobs), 1):
-            report.say(f"[{number}/{len(waiting)}] {job.cell.label}: {told(read_cell(job.file))}")
+            which = f"{job.cell.label}, {job.cell.model}" if len(grid.models) > 1 else job.cell.label
+            report.say(f"[{number}/{len(waiting)}] {which}: {told(read_cell(job.file))}")
         for name in ("runs", "logs"):
             with suppress(OSError):
                 (folder / name).rmdir()  # unless something was kept
@@ -146,12 +147,18 @@ def read_cell(file: Path) -> Result:
 def told(result: Mapping[str, Any]) -> str:
     """A cell in one line."""
     if result["status"] == "failed":
-        return f"FAILED: {' '.join(str(result['error']).strip().splitlines()[:2])}"  # of several faults the first
+        return f"FAILED: {first_fault(result)}"
     name = result["metric"]["name"]
     return (
         f"{name} {result['test']['metrics'][name]:.4f}, learning rate {result['learning_rate']:g}, "
         f"{result['cost']['seconds_of_all_tries']:.0f} s of training in {len(result['tries'])} tries"
     )
+
+
+def first_fault(result: Mapping[str, Any]) -> str:
+    """Of a cell that failed, in one line: ``2 problems: - the first of them``; the file holds all."""
+    first, *more = str(result["error"]).strip().splitlines() or ["for no reason that was told"]
+    return f"{first} {more[0].strip()}" if first.endswith(" problems:") and more else first
 
 
 # ---- executors ----
