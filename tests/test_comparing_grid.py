@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ptft_hf import recipes
 from ptft_hf.comparing import Grid, cells, read_grid, run_grid
 from ptft_hf.comparing.grids import Cell
 from ptft_hf.comparing.running import Job, alone_in
 from ptft_hf.data.subsets import nested_order
-from ptft_hf.errors import OutputError, RecipeError
+from ptft_hf.errors import ModelError, OutputError, RecipeError
 from tests.commands import Ptft, ptft  # noqa: F401
 from tests.runs import learner
 
@@ -147,6 +148,14 @@ def test_a_rate_with_which_training_diverges_is_a_try_that_failed(ran, base: Pat
     assert "diverged" in result["tries"][0]["error"] and result["learning_rate"] == 1e-4
     (kept,) = (tmp_path / "out" / "runs").glob("*/*")
     assert kept.name == "learning_rate-0.0001" and (kept / "model.safetensors").is_file()
+
+
+def test_what_every_rate_fails_by_is_said_once(ran, tmp_path: Path):
+    root, _ = ran
+    (cell,) = make(tmp_path / "none", root / "task.yaml", adapters=["full/default"], seeds=[0]).cells()
+    with pytest.raises(ModelError, match=r"learning rates 5e-05, 1\.67e-05: ") as caught:
+        cells.run_cell(cell, tmp_path / "runs")
+    assert len(caught.value.problems) == 1
 
 
 def test_rates_lie_around_the_methods_own():
@@ -367,6 +376,50 @@ def test_every_fault_of_a_grid_is_reported_at_once(tmp_path: Path):
         bad.cells()
     with pytest.raises(RecipeError, match="executor: 'moon' is none of local"):
         run_grid(bad, tmp_path / "out", executor="moon")
+
+
+def test_what_is_one_under_two_names_is_refused_since_its_cells_would_count_as_more_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "mine.yaml").write_text("family: lora\nr: 4\n")
+    shipped = Path(recipes.__file__).resolve().parents[2] / "adapters" / "lora" / "r8_attention.yaml"
+    task = "sequence_classification/sst2"
+    grid = Grid(models=["m", str(tmp_path / "m")], tasks=[task], adapters=["lora/r8_attention", str(shipped)])
+    with pytest.raises(RecipeError) as caught:
+        grid.cells()
+    assert caught.value.problems == (
+        f"models: m and {tmp_path / 'm'} are the same",
+        f"adapters: lora/r8_attention and {shipped} are the same",
+    )
+    with pytest.raises(RecipeError, match=r"adapters: mine.yaml and \./mine.yaml are the same"):
+        Grid(models=["m"], tasks=[task], adapters=["mine.yaml", "./mine.yaml"]).cells()
+    grid = Grid(models=["m"], tasks=[task], adapters=["mine.yaml"], learning_rates={"mine.yaml": [1e-3, 0.001]})
+    with pytest.raises(RecipeError, match=r"'mine\.yaml' has 0\.001 twice"):
+        grid.cells()
+
+
+def test_a_reference_may_be_named_as_in_the_grid_or_as_in_the_report():
+    shipped = str(Path(recipes.__file__).resolve().parents[2] / "adapters" / "full" / "default.yaml")
+    grid = Grid(models=["m"], tasks=["sequence_classification/sst2"], adapters=["lora/dora", shipped])
+    assert {cell.adapter.name for cell in grid.cells()} == {"lora/dora", "full/default"}
+    assert [grid.name_of_reference(name) for name in (shipped, "full/default", "lora/dora")] == [
+        "full/default", "full/default", "lora/dora",
+    ]  # fmt: skip
+    with pytest.raises(RecipeError, match=r"'lora/dara' is none of the adapters \(did you mean 'lora/dora'\?\)"):
+        grid.name_of_reference("lora/dara")
+
+
+def test_a_recipe_written_into_a_grid_is_told_where_recipes_belong(tmp_path: Path):
+    file = tmp_path / "grid.yaml"
+    file.write_text("models: [m]\ntasks: [3]\nadapters: [full/default, {family: lora, r: 4}]\n")
+    with pytest.raises(RecipeError) as caught:
+        read_grid(file, {})
+    assert caught.value.problems == (
+        f"{file}: tasks: number 1 is no name of a recipe; give a catalogue name or a file",
+        f"{file}: adapters: number 2 is no name of a recipe; give a catalogue name or a file",
+    )
 
 
 def test_the_command_refuses_without_a_traceback(ptft: Ptft, tmp_path: Path):  # noqa: F811

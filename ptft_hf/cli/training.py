@@ -239,7 +239,7 @@ def compare(
     grid_ = comparing.read_grid(
         grid, {name: value for name, value in given.items() if value not in (None, [])}
     )
-    grid_.check_reference(reference)
+    reference = None if reference is None else grid_.name_of_reference(reference)
     with stoppable("the same command goes on with the cells that are left"):
         results = comparing.run_grid(
             grid_, output, jobs=jobs, executor=executor, retry_failed=retry_failed, keep_weights=keep_weights

@@ -108,7 +108,7 @@ def run_cell(cell: Cell, folder: Path, *, keep_weights: bool = False) -> dict[st
         tries.append({"learning_rate": rate, "record": record, "folder": place, "score": score})
     done = [one for one in tries if "record" in one]
     if ready is None or not done:
-        raise ModelError(*(f"learning rate {one['learning_rate']:g}: {one['error']}" for one in tries))
+        raise ModelError(*_why(tries))
     chosen = max(done, key=lambda one: one["score"])
     started = time.perf_counter()
     trained = inference.load(chosen["folder"], trust_remote_code=True)  # as its recipe has it
@@ -129,6 +129,14 @@ def run_cell(cell: Cell, folder: Path, *, keep_weights: bool = False) -> dict[st
     if not keep_weights:
         shutil.rmtree(folder)
     return result
+
+
+def _why(tries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What went wrong with which rates; what is said of many once."""
+    rates: dict[str, list[str]] = {}
+    for one in tries:
+        rates.setdefault(one["error"], []).append(f"{one['learning_rate']:g}")
+    return [f"learning rate{'s' * (len(of) > 1)} {', '.join(of)}: {error}" for error, of in rates.items()]
 
 
 def learning_rates(cell: Cell) -> list[float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -79,6 +80,9 @@ class Grid(BaseModel):
                 loaded[t, a] = loaded_task, loaded_adapter, overrides.training
             except RecipeError as error:
                 problems += error.problems
+        if not problems:
+            tasks = [loaded[t, 0][0] for t in range(len(self.tasks))]
+            problems += self._twins(tasks, [loaded[0, a][1] for a in range(len(self.adapters))])
         if problems:
             raise RecipeError(*dict.fromkeys(problems))
         sizes = [None if size == ALL else int(size) for size in self.sizes]
@@ -90,17 +94,30 @@ class Grid(BaseModel):
             )
         ]
 
-    def check_reference(self, reference: str | None) -> None:
-        """Refuse a reference that is not compared.
+    def name_of_reference(self, reference: str) -> str:
+        """The name that cells have of an adapter: a file in the catalogue has the catalogue's.
 
         Raises:
-            RecipeError: It is none of the adapters.
+            RecipeError: It is none of the adapters; or whatever is wrong with the grid.
         """
-        names = [_name(adapter) for adapter in self.adapters]
-        if reference is not None and reference not in names:
+        loaded = [cell.adapter.name for cell in self.cells()[: len(self.adapters)]]
+        names = dict(zip(map(_name, self.adapters), loaded, strict=True)) | dict(zip(loaded, loaded, strict=True))
+        if reference not in names:
             raise RecipeError(
                 f"reference: {reference!r} is none of the adapters{did_you_mean(reference, names)}"
             )
+        return names[reference]
+
+    def _twins(self, tasks: Sequence[TaskRecipe], adapters: Sequence[AdapterRecipe]) -> Iterator[str]:
+        """What is given twice by different names: its cells would be taken for more seeds than there are."""
+        folders = [os.path.realpath(model) if Path(model).is_dir() else model for model in self.models]
+        meant = {"models": folders, "tasks": [x.name for x in tasks], "adapters": [x.name for x in adapters]}
+        for field, names in meant.items():
+            given: dict[str, list[str]] = {}
+            for value, name in zip(getattr(self, field), names, strict=True):
+                file = os.path.realpath(name) if name.endswith((".yaml", ".yml")) else name
+                given.setdefault(file, []).append(_name(value))
+            yield from (f"{field}: {' and '.join(same)} are the same" for same in given.values() if len(same) > 1)
 
     def _rates(self, adapter: int) -> int | list[float]:
         rates = self.learning_rates
@@ -124,6 +141,9 @@ class Grid(BaseModel):
                 if name not in self.learning_rates:
                     yield f"learning_rates: {name!r} has none; every method gets as many tries"
             counts = {len(rates) for rates in self.learning_rates.values()}
+            for name, rates in self.learning_rates.items():
+                if len(set(rates)) < len(rates):
+                    yield f"learning_rates: {name!r} has {max(rates, key=rates.count):g} twice"
             if len(counts) > 1 or 0 in counts:
                 yield f"learning_rates: {sorted(counts)} tries; every method gets as many, and at least one"
 
@@ -234,7 +254,9 @@ def _explained(error: ValidationError, source: str, given: Mapping[str, Any]) ->
     for item in error.errors(include_url=False):
         field = str(item["loc"][0]) if item["loc"] else ""
         where = field if field in given else f"{source}{field}"
-        if item["type"] == "extra_forbidden":
+        if field in ("tasks", "adapters") and len(item["loc"]) > 1:
+            yield f"{where}: number {int(item['loc'][1]) + 1} is no name of a recipe; give a catalogue name or a file"
+        elif item["type"] == "extra_forbidden":
             yield f"{where}: unknown key{did_you_mean(field, Grid.model_fields)}"
         elif item["type"] == "missing":
             yield f"{where}: is missing; name at least one"
