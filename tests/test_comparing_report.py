@@ -119,6 +119,25 @@ def test_lower_is_better_for_errors():
     )[1].replace(",", "")
 
 
+def test_a_correlation_is_not_measured_by_the_scatter_of_squared_errors():
+    """Labels between 0 and 1 have small squared errors: their scatter says nothing of 200 rows' correlation."""
+    rng = np.random.default_rng(0)
+    values = {("a", 0): 0.801, ("a", 1): 0.8, ("a", 2): 0.8, ("b", 0): 0.8, ("b", 1): 0.8, ("b", 2): 0.8}
+    results = [cell(*of, right(0.8, 200), metric="pearson", value=value) for of, value in values.items()]
+    for one in results:
+        one["test"]["outcomes"] = (-(rng.normal(0, 0.1, 200) ** 2)).tolist()
+    (verdict,) = judged(results)
+    assert verdict.word == "cannot be separated" and verdict.more_examples is None
+    assert "test examples" not in words.verdict(verdict, POINTS, 0.01)
+    assert all("The runs do not settle it" in line for line in findings.recommendations(only_group(results), 0.01))
+    (_, note) = findings.verdict_parts(only_group(results), 0.01, None)
+    assert "squared error" in note and "nothing is called equivalent" in note and "are right" not in note
+    same = [{**one, "metric": {"name": "mse", "higher_is_better": False}} for one in results]
+    for one in same:
+        one["test"] = {**one["test"], "metrics": {"mse": -float(np.mean(one["test"]["outcomes"]))}}
+    assert judged(same)[0].fits and judged(same)[0].word == "equivalent"  # there it does
+
+
 def test_a_recommendation_takes_the_cheapest_that_is_good_enough_and_says_how_sure_it_is():
     big = [cell("big", s, right(0.900, 1000), peak_memory_mb=900) for s in range(3)]
     small = [cell("small", s, right(0.892, 1000), peak_memory_mb=300) for s in range(3)]

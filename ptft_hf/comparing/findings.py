@@ -166,12 +166,27 @@ def verdict_parts(group: Group, margin: float, reference: str | None) -> list[Pa
                 )
             )
         if any(not verdict.fits for verdict in judged):
-            parts.append(
-                f"* McNemar's test asks how many test rows are right, which is not {group.metric}, but stands in for "
-                "it: a method is called better only if it is by both. What is equivalent, and the number of test "
-                "examples needed, take the scatter of right and wrong for that of the metric."
-            )
+            parts.append(_stand_in(group.metric, group.by_size[size]))
     return parts or ["There is nothing to compare: one method, or no seed that two have in common."]
+
+
+def _stand_in(metric: str, methods: Sequence[Method]) -> str:
+    """What the test over examples asks where the metric is not the mean over them."""
+    shares = all(scores.min() >= 0 for method in methods for scores in method.outcomes)
+    asked, scatter = "how many test rows are right", "right and wrong"
+    if not shares:
+        asked, scatter = "how near each test row is (squared error, log-likelihood)", "these"
+    more = (
+        f"What is equivalent, and the number of test examples needed, take the scatter of {scatter} for that of the "
+        "metric."
+        if all(method.of_one_unit for method in methods)
+        else "The two are of different units, so that nothing is called equivalent, and the number of test examples "
+        "needed is not told."
+    )
+    return (
+        f"* McNemar's test asks {asked}, which is not {metric}, but stands in for it: a method is called better only "
+        f"if it is by both. {more}"
+    )
 
 
 def _reach(interval: Interval, unit: Unit) -> str:

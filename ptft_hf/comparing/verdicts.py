@@ -25,6 +25,11 @@ COSTS = {
 }
 
 
+OF_ANOTHER_UNIT = ("pearson", "spearman", "mae", "rmse", "perplexity")
+"""Metrics that cannot be measured by the scatter of their examples' scores, which are squared errors or
+log-likelihoods."""
+
+
 class Condition(NamedTuple):
     """What two runs must share to be compared."""
 
@@ -47,6 +52,8 @@ class Method(NamedTuple):
     higher_is_better: bool
     rows: tuple[tuple[str, str], ...]
     """Fingerprints of each seed's training and test rows."""
+    of_one_unit: bool = True
+    """Whether outcomes are of the metric's unit, see :data:`OF_ANOTHER_UNIT`."""
 
     @property
     def goodness(self) -> npt.NDArray[np.float64]:
@@ -70,6 +77,8 @@ class Evidence(NamedTuple):
     """[S, M] by seed and example; [1, S * M] if each seed has test rows of its own (cut from its train)."""
     fits: bool
     """Whether the metric is the mean over the examples."""
+    of_one_unit: bool = True
+    """Whether the examples' scatter may stand in for the metric's."""
 
     @property
     def mcnemar(self) -> float:
@@ -93,7 +102,10 @@ class Evidence(NamedTuple):
 
     def inferiority(self, margin: float, sign: float = 1.0) -> float:
         """The p-value of "the first (of sign -1.0 the second) is worse by the margin or more", over seeds and
-        examples; where the metric is not the mean over these, their standard error stands in for the metric's."""
+        examples; where the metric is not the mean over these, their standard error stands in for the metric's, and
+        where it cannot, since it is of another unit, nothing is ruled out."""
+        if not self.of_one_unit:
+            return 1.0
         mean, count = sign * float(self.differences.mean()), len(self.differences)
         errors = (
             (float(self.differences.std(ddof=1)) / count**0.5, float(count - 1)),
@@ -144,6 +156,7 @@ def evidence(first: Method, second: Method) -> Evidence | None:
         first.goodness[a] - second.goodness[b],
         np.stack(examples) if same_test else np.concatenate(examples)[None],
         first.averages_outcomes and second.averages_outcomes,
+        first.of_one_unit and second.of_one_unit,
     )
 
 
@@ -194,12 +207,14 @@ def judge(
     return verdicts
 
 
-def _needed(pair: Evidence, level: float) -> tuple[float, int | None]:
-    """Test examples and seeds that are missing, at the level at which Holm tests this pair next."""
+def _needed(pair: Evidence, level: float) -> tuple[float | None, int | None]:
+    """Test examples and seeds that are missing, at the level at which Holm tests this pair next; None of examples
+    whose scatter is not the metric's."""
     mean = float(pair.differences.mean())
     examples = statistics.examples_needed(mean, pair.deviation, level) - pair.examples.shape[1]
     seeds = statistics.seeds_needed(mean, float(pair.differences.std(ddof=1)), level)
-    return max(0.0, examples), None if seeds is None else max(0, seeds - len(pair.differences))
+    needed = max(0.0, examples) if pair.of_one_unit else None
+    return needed, None if seeds is None else max(0, seeds - len(pair.differences))
 
 
 def _without_verdict(pair: Evidence) -> Verdict:
@@ -292,4 +307,5 @@ def _method(name: str, cells: Sequence[Mapping[str, Any]]) -> Method:
         {cost: np.array([cell["cost"][cost] for cell in cells], dtype=np.float64) for cost in COSTS},
         metric["higher_is_better"],
         tuple((cell["data"]["train"]["fingerprint"], cell["data"]["test"]["fingerprint"]) for cell in cells),
+        metric["name"] not in OF_ANOTHER_UNIT,
     )

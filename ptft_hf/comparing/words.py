@@ -72,10 +72,12 @@ def verdict(found: Verdict, unit: Unit, margin: float) -> str:
 
 def _missing(found: Verdict, gap: str) -> str:
     """What would be needed, if the difference that was seen is the true one."""
-    if found.difference == 0 or found.more_examples is None:
+    if found.difference == 0:
         return "no difference was seen, and the runs scatter too much to call them equivalent"
     parts = []
-    if found.more_examples >= MANY:
+    if found.more_examples is None:
+        pass  # their scatter is not the metric's
+    elif found.more_examples >= MANY:
         parts.append(f"more than {MANY:,} more test examples")
     elif found.more_examples > 0:
         parts.append(f"about {_rounded(found.more_examples):,} more test examples")
