@@ -194,7 +194,7 @@ def some_sums(**changes: Any) -> sums.Sums:
         "reads_best": False,
         "half": False,
         "products": 3,
-        "schedule": Schedule(4, 1, [Batch((0, 1), 10), Batch((2, 3), 8)] * 2, 2.0),
+        "schedule": Schedule(4, 1, [Batch((0, 1), 10), Batch((2, 3), 8)] * 2, 2.0, 4),
     }
     return sums.Sums(**{**fields, **changes})
 
@@ -332,6 +332,29 @@ def test_the_batches_are_those_of_the_runs_own_sampler(tmp_path: Path, checkpoin
     assert [(len(batch.rows), batch.width) for batch in found.batches] == seen
     assert (found.steps, found.epochs) == (10, 2.0)
     assert found.first.width == max(width for _, width in seen)
+
+
+@pytest.mark.parametrize(("accumulated", "epochs", "micro"), [(4, 2, 4), (4, 1.5, 4), (100, 2, 6)])
+def test_an_epochs_last_step_has_the_batches_that_are_left(
+    tmp_path: Path, checkpoint: Callable[[str], Path], accumulated: int, epochs: float, micro: int
+):
+    from tests.runs import build
+
+    rows = [{"text": "the film " * (1 + i % 9), "label": ("neg", "pos")[i % 2]} for i in range(48)]
+    given = {"num_train_epochs": epochs, "gradient_accumulation_steps": accumulated, "save_strategy": "no"}
+    trainer, _ = build(checkpoint("bert"), splits(rows), tmp_path / "run", eval_strategy="no", **given)
+    found = batches.schedule(trainer)
+    seen: list[tuple[int, int]] = []
+    step = trainer.training_step
+
+    def counted(model: Any, inputs: Any, *others: Any) -> Any:
+        seen.append(tuple(inputs["input_ids"].shape))
+        return step(model, inputs, *others)
+
+    trainer.training_step = counted
+    trainer.train()
+    assert [(len(batch.rows), batch.width) for batch in found.batches] == seen
+    assert (found.steps, found.count, found.micro) == (trainer.state.global_step, len(seen), micro)
 
 
 # ---- every family, and no harm ----

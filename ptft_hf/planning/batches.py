@@ -36,15 +36,17 @@ class Schedule(NamedTuple):
 
     Attributes:
         steps: Optimizer steps of the run.
-        micro: Batches in a step (``gradient_accumulation_steps``).
+        micro: Batches in a step (``gradient_accumulation_steps``, or all of an epoch if these are fewer).
         batches: In their order, up to :data:`MOST_ROWS`.
         epochs: Passes over the training rows.
+        count: Batches of the run; an epoch's last step may have fewer than the others.
     """
 
     steps: int
     micro: int
     batches: list[Batch]
     epochs: float
+    count: int
 
     @property
     def first(self) -> Batch:
@@ -79,23 +81,26 @@ class Schedule(NamedTuple):
     def sizes(self) -> float:
         """Padded tokens of all batches of the run."""
         seen = sum(batch.size for batch in self.batches)
-        return seen * self.steps * self.micro / len(self.batches)
+        return seen * self.count / len(self.batches)
 
 
 def schedule(trainer: Any) -> Schedule:
     """The schedule of a run, of its Trainer."""
     args, rows = trainer.args, trainer.train_dataset
-    size, micro = args.train_batch_size, args.gradient_accumulation_steps
+    size = args.train_batch_size
     in_epoch = math.ceil(len(rows) / (size * args.world_size))
     in_epoch = in_epoch if not args.dataloader_drop_last else max(1, len(rows) // (size * args.world_size))
-    steps_in_epoch = max(1, math.ceil(in_epoch / micro))
+    micro = min(args.gradient_accumulation_steps, in_epoch)
+    steps_in_epoch = math.ceil(in_epoch / micro)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_in_epoch)
+    whole, rest = divmod(steps, steps_in_epoch)
+    count = whole * in_epoch + rest * micro
     lengths, others = rows["length"][:], _label_lengths(trainer)
     rounds = isinstance(trainer.data_collator, rounding.RoundedLengths)
     longest = max(lengths)
     batches: list[Batch] = []
     epoch = 0
-    while len(batches) < steps * micro and (not batches or epoch * len(rows) < MOST_ROWS):
+    while len(batches) < count and (not batches or epoch * len(rows) < MOST_ROWS):
         order = _order(trainer, epoch)
         for start in range(0, len(order), size):
             some = tuple(order[start : start + size])
@@ -104,7 +109,7 @@ def schedule(trainer: Any) -> Schedule:
                 width = min(rounding.up(width), longest)
             batches.append(Batch(some, width, max(others[row] for row in some) if others else 0))
         epoch += 1
-    return Schedule(steps, micro, batches[: steps * micro], steps / steps_in_epoch)
+    return Schedule(steps, micro, batches[:count], steps / steps_in_epoch, count)
 
 
 def _order(trainer: Any, epoch: int) -> list[int]:
