@@ -354,7 +354,7 @@ def test_an_epochs_last_step_has_the_batches_that_are_left(
     trainer.training_step = counted
     trainer.train()
     assert [(len(batch.rows), batch.width) for batch in found.batches] == seen
-    assert (found.steps, found.count, found.micro) == (trainer.state.global_step, len(seen), micro)
+    assert (found.steps, found.passes, found.micro) == (trainer.state.global_step, len(seen), micro)
 
 
 # ---- every family, and no harm ----

@@ -39,14 +39,14 @@ class Schedule(NamedTuple):
         micro: Batches in a step (``gradient_accumulation_steps``, or all of an epoch if these are fewer).
         batches: In their order, up to :data:`MOST_ROWS`.
         epochs: Passes over the training rows.
-        count: Batches of the run; an epoch's last step may have fewer than the others.
+        passes: Batches of the run; an epoch's last step may have fewer than the others.
     """
 
     steps: int
     micro: int
     batches: list[Batch]
     epochs: float
-    count: int
+    passes: int
 
     @property
     def first(self) -> Batch:
@@ -81,7 +81,7 @@ class Schedule(NamedTuple):
     def sizes(self) -> float:
         """Padded tokens of all batches of the run."""
         seen = sum(batch.size for batch in self.batches)
-        return seen * self.count / len(self.batches)
+        return seen * self.passes / len(self.batches)
 
 
 def schedule(trainer: Any) -> Schedule:
@@ -94,13 +94,13 @@ def schedule(trainer: Any) -> Schedule:
     steps_in_epoch = math.ceil(in_epoch / micro)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_in_epoch)
     whole, rest = divmod(steps, steps_in_epoch)
-    count = whole * in_epoch + rest * micro
+    passes = whole * in_epoch + rest * micro
     lengths, others = rows["length"][:], _label_lengths(trainer)
     rounds = isinstance(trainer.data_collator, rounding.RoundedLengths)
     longest = max(lengths)
     batches: list[Batch] = []
     epoch = 0
-    while len(batches) < count and (not batches or epoch * len(rows) < MOST_ROWS):
+    while len(batches) < passes and (not batches or epoch * len(rows) < MOST_ROWS):
         order = _order(trainer, epoch)
         for start in range(0, len(order), size):
             some = tuple(order[start : start + size])
@@ -109,7 +109,7 @@ def schedule(trainer: Any) -> Schedule:
                 width = min(rounding.up(width), longest)
             batches.append(Batch(some, width, max(others[row] for row in some) if others else 0))
         epoch += 1
-    return Schedule(steps, micro, batches[:count], steps / steps_in_epoch, count)
+    return Schedule(steps, micro, batches[:passes], steps / steps_in_epoch, passes)
 
 
 def _order(trainer: Any, epoch: int) -> list[int]:

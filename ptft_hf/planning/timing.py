@@ -68,7 +68,7 @@ def through(one: tuple[Batch, float], other: tuple[Batch, float]) -> Line:
 def training(sums: Sums, line: Line) -> float:
     """Seconds from the first batch to the end of the last step."""
     plan = sums.schedule
-    return line.of(plan.sizes, plan.count)
+    return line.of(plan.sizes, plan.passes)
 
 
 def probed(sums: Sums, found: Mapping[str, Any]) -> float:
