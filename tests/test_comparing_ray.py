@@ -82,6 +82,21 @@ def test_a_cell_that_no_machine_brings_to_an_end_is_a_result(
     assert found["status"] == "failed" and "Ray lost the cell" in found["error"]
 
 
+def test_an_address_at_which_nobody_listens_is_refused_before_ray_tries_for_minutes(
+    base: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+
+    def init(**options: Any) -> None:
+        raise AssertionError("Ray was asked")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    (cell, *_) = make(base, task_file, seeds=[0]).cells()
+    with pytest.raises(RecipeError, match=r"no Ray cluster can be reached at 127\.0\.0\.1:1 \(RAY_ADDRESS\)"):
+        next(run_by_ray([Job(cell, tmp_path, False, None)], 1))
+
+
 def test_weights_stay_where_they_are_and_a_missing_ray_is_named(
     base: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip

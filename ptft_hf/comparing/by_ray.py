@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from ptft_hf.errors import RecipeError
 
 RETRIES = 3
 """How often a cell is begun again whose machine is lost."""
+WAIT = 10.0
+"""Seconds within which a cluster must answer."""
 
 
 def run_by_ray(jobs: Sequence[Job], at_a_time: int) -> Iterator[Job]:
@@ -40,6 +43,7 @@ def run_by_ray(jobs: Sequence[Job], at_a_time: int) -> Iterator[Job]:
         raise RecipeError("executor: ray leaves weights on the machines; leave --keep-weights out, or use local")
     started = not ray.is_initialized()
     if started:
+        _knock(os.environ.get("RAY_ADDRESS", ""))
         try:
             ray.init(log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError) as error:
@@ -71,6 +75,29 @@ def run_by_ray(jobs: Sequence[Job], at_a_time: int) -> Iterator[Job]:
             ray.cancel(one, force=True)
         if started:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Whether anyone listens at ``HOST:PORT``; Ray itself tries for many minutes.
+
+    Raises:
+        RecipeError: Nobody does.
+    """
+    from ray.util import get_node_ip_address
+
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdecimal()):  # auto, local, or what Ray refuses at once
+        return
+    # For this machine Ray takes the address by which others know it.
+    hosts = [host, get_node_ip_address()] if host in ("localhost", "127.0.0.1") else [host.strip("[]")]
+    faults = []
+    for one in hosts:
+        try:
+            socket.create_connection((one, int(port)), timeout=WAIT).close()
+            return
+        except (OSError, OverflowError) as error:
+            faults.append(str(error))
+    raise RecipeError(f"executor: no Ray cluster can be reached at {address} (RAY_ADDRESS): {faults[0]}")
 
 
 def run_there(cell: dict[str, Any], threads: int, here: str) -> tuple[str, str | None]:
