@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,7 +138,9 @@ def test_a_try_does_not_look_at_the_test_set(ran, base: Path, tmp_path: Path):
     assert "test (" not in (tmp_path / "run" / "README.md").read_text("utf-8")
 
 
-def test_a_rate_with_which_training_diverges_is_a_try_that_failed(ran, base: Path, tmp_path: Path):
+def test_a_rate_with_which_training_diverges_is_a_try_that_failed(
+    ran, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     root, _ = ran
     rates = {"full/default": [1e30, 1e-4]}
     grid = make(
@@ -148,6 +151,12 @@ def test_a_rate_with_which_training_diverges_is_a_try_that_failed(ran, base: Pat
     assert "diverged" in result["tries"][0]["error"] and result["learning_rate"] == 1e-4
     (kept,) = (tmp_path / "out" / "runs").glob("*/*")
     assert kept.name == "learning_rate-0.0001" and (kept / "model.safetensors").is_file()
+    run_grid(grid, tmp_path / "out", executor=inline, keep_weights=True)
+    assert "no weights" not in capsys.readouterr().err
+    shutil.rmtree(kept.parent)
+    run_grid(grid, tmp_path / "out", executor=inline, keep_weights=True)
+    place = tmp_path / "out" / "cells"
+    assert f"1 of these have no weights; delete their files in {place}" in capsys.readouterr().err
 
 
 def test_what_every_rate_fails_by_is_said_once(ran, tmp_path: Path):
@@ -156,6 +165,18 @@ def test_what_every_rate_fails_by_is_said_once(ran, tmp_path: Path):
     with pytest.raises(ModelError, match=r"learning rates 5e-05, 1\.67e-05: ") as caught:
         cells.run_cell(cell, tmp_path / "runs")
     assert len(caught.value.problems) == 1
+
+
+def test_methods_that_would_be_chosen_by_unlike_metrics_are_refused(tmp_path: Path):
+    own = tmp_path / "own.yaml"
+    own.write_text("family: lora\nr: 4\ntraining: {metric_for_best_model: accuracy}\n")
+    task = "sequence_classification/aclsum_roles"
+    grid = Grid(models=["m"], tasks=[task], adapters=["full/default", str(own)], seeds=[0])
+    with pytest.raises(RecipeError) as caught:
+        grid.cells()
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{task}: metric_for_best_model differs (full/default: ")
+    assert len(grid.model_copy(update={"settings": ["metric_for_best_model=accuracy"]}).cells()) == 2
 
 
 def test_rates_lie_around_the_methods_own():

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -83,6 +83,7 @@ class Grid(BaseModel):
         if not problems:
             tasks = [loaded[t, 0][0] for t in range(len(self.tasks))]
             problems += self._twins(tasks, [loaded[0, a][1] for a in range(len(self.adapters))])
+            problems += _unlike_metrics(loaded.values())
         if problems:
             raise RecipeError(*dict.fromkeys(problems))
         sizes = [None if size == ALL else int(size) for size in self.sizes]
@@ -146,6 +147,21 @@ class Grid(BaseModel):
                     yield f"learning_rates: {name!r} has {max(rates, key=rates.count):g} twice"
             if len(counts) > 1 or 0 in counts:
                 yield f"learning_rates: {sorted(counts)} tries; every method gets as many, and at least one"
+
+
+def _unlike_metrics(loaded: Iterable[tuple[TaskRecipe, AdapterRecipe, dict[str, Any]]]) -> Iterator[str]:
+    """Methods that would be chosen and compared by different metrics on a task."""
+    by_task: dict[str, dict[str, str]] = {}
+    for task, adapter, overrides in loaded:
+        training = recipes.resolve_training({}, task.training, adapter.training, overrides)
+        by_task.setdefault(task.name, {})[adapter.name] = training.get("metric_for_best_model") or "the family's own"
+    for task, metrics in by_task.items():
+        if len(set(metrics.values())) > 1:
+            each = ", ".join(f"{adapter}: {metric}" for adapter, metric in metrics.items())
+            yield (
+                f"{task}: metric_for_best_model differs ({each}), and methods are compared by one metric; give it "
+                "in the task's recipe or under settings"
+            )
 
 
 def _name(value: Any) -> str:

@@ -96,6 +96,10 @@ def run_grid(
         waiting = [job for job in every if not is_done(there.get(job.file), retry_failed)]
         if len(waiting) < len(every):
             report.say(f"{len(every) - len(waiting)} of {len(every)} cells are there already")
+            lost = [job for job in every if keep_weights and job not in waiting and not job.runs.is_dir()]
+            if lost:
+                where = folder / "cells"
+                report.say(f"{len(lost)} of these have no weights; delete their files in {where} to run them anew")
         for number, job in enumerate(carry_out(waiting, jobs), 1):
             which = f"{job.cell.label}, {job.cell.model}" if len(grid.models) > 1 else job.cell.label
             report.say(f"[{number}/{len(waiting)}] {which}: {told(read_cell(job.file))}")
