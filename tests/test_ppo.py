@@ -385,6 +385,20 @@ def test_a_pass_that_is_a_whole_step_is_not_run_twice(value_model: str, llama: P
             assert run.history[0]["policy/grad_norm"] > 0
 
 
+def test_the_head_on_a_shared_trunk_has_a_rate_of_its_own(llama: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"value_model": "policy_trunk", "learning_rate": 1e-3, "critic_learning_rate": 1e-5}
+    given |= {"per_device_train_batch_size": 8, "num_mini_batches": 1, "num_ppo_epochs": 1, "total_episodes": 8}
+    run = make_run(llama, tmp_path, characters, **given)
+    head, policy = run.trained["critic"]["score.weight"], list(run.trained["policy"].values())
+    before = [p.detach().clone() for p in (head, *policy)]
+    run.learn()
+    moved = [(p.detach() - old).abs().max().item() for p, old in zip((head, *policy), before, strict=True)]
+    # Adam's first step is one rate, where the gradient is far above its epsilon.
+    assert set(run.trained["critic"]) == {"score.weight", "score.bias"}
+    assert moved[0] == pytest.approx(1e-5, rel=0.1)
+    assert max(moved[1:]) == pytest.approx(1e-3, rel=0.1)
+
+
 def test_a_kept_pass_in_bfloat16_is_that_of_accumulated_ones(llama: Path, tmp_path: Path) -> None:
     sizes = [{"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}]
     given = {"num_mini_batches": 1, "num_ppo_epochs": 1, "total_episodes": 8, "bf16": True}

@@ -97,7 +97,7 @@ class PPOConfig(_Strict):
     learning_rate: Positive | None = None
     """None is 1e-4 for adapters and TRL's 3e-6 for whole models."""
     critic_learning_rate: Positive | None = None
-    """Of the critic, where it has weights of its own; None is ``learning_rate``."""
+    """Of the critic's own weights, on the policy's trunk its head alone; None is ``learning_rate``."""
     lr_scheduler_type: str = "linear"
     """As in ``TrainingArguments``; it steps once an update."""
     lr_scheduler_kwargs: dict[str, Any] | None = None
@@ -151,8 +151,6 @@ class PPOConfig(_Strict):
                 and name in values
             ):
                 yield (name,), "has no effect without adap_kl_ctrl: true"
-        if values.get("value_model") == "policy_trunk" and values.get("critic_learning_rate") is not None:
-            yield ("critic_learning_rate",), "has no effect with value_model: policy_trunk; leave it out"
 
 
 class PromptsRecipe(TaskRecipe):
