@@ -99,7 +99,7 @@ class Stages:
         """
         ppo, last, problems = self.recipe.ppo, self.recipe.evaluation, list[str]()
         named = [*(("ppo", "reward", one) for one in ppo.reward), ("ppo", "judge", ppo.judge)]
-        for stage, name, text in [*named, ("evaluation", "judge", last and last.judge)]:
+        for stage, name, text in [*named, ("evaluation", "judge", last.judge if last else None)]:
             if text is None or (self.folder / stage / "run.json").is_file():
                 continue  # there is none, or maybe nothing of it is to be run
             try:

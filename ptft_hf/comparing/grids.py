@@ -155,11 +155,11 @@ def _unlike_metrics(loaded: Iterable[tuple[TaskRecipe, AdapterRecipe, dict[str, 
     for task, adapter, overrides in loaded:
         training = recipes.resolve_training({}, task.training, adapter.training, overrides)
         by_task.setdefault(task.name, {})[adapter.name] = training.get("metric_for_best_model") or "the family's own"
-    for task, metrics in by_task.items():
+    for name, metrics in by_task.items():
         if len(set(metrics.values())) > 1:
             each = ", ".join(f"{adapter}: {metric}" for adapter, metric in metrics.items())
             yield (
-                f"{task}: metric_for_best_model differs ({each}), and methods are compared by one metric; give it "
+                f"{name}: metric_for_best_model differs ({each}), and methods are compared by one metric; give it "
                 "in the task's recipe or under settings"
             )
 
