@@ -223,7 +223,7 @@ FLAGS = (
     Case(
         "replacing the model that is trained",
         "train --model full --task task.yaml --adapter full/default --output full --overwrite",
-        ("full: holds the model", "choose another"),
+        ("full: holds what the run starts from", "choose another"),
     ),
     Case(
         "class weights of unknown labels",
