@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ptft_hf.errors import ModelError, PtftError, RecipeError
-from ptft_hf.rlhf import rewards, rollouts
+from ptft_hf.rlhf import reward_names, rewards, rollouts
 from tests.finished import Finished, full, lora
 from tests.ppo_runs import length, share_of_good
 
@@ -37,13 +37,13 @@ def build(*given: Any) -> rewards.WeightedSum:
     ],
 )
 def test_how_a_reward_is_written(text: str, expected: Any) -> None:
-    assert rewards.parse(text) == expected
+    assert reward_names.parse(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "x*runs", "2*", "runs#a:prob", "nan*runs"])
 def test_how_it_is_not(text: str) -> None:
     with pytest.raises(RecipeError, match="--reward"):
-        rewards.parse(text)
+        reward_names.parse(text)
 
 
 def test_functions_by_name_and_by_hand_and_their_weighted_sum() -> None:

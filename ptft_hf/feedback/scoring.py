@@ -19,7 +19,7 @@ def score(database: str | Path | Store, reward: Any) -> int:
 
     Args:
         database: The file, or the opened store.
-        reward: As :func:`ptft_hf.rlhf.rewards.parse` reads it (a sequence classifier's folder or checkpoint, or
+        reward: As :func:`ptft_hf.rlhf.reward_names.parse` reads it (a sequence classifier's folder or checkpoint, or
             ``package.module:function``), or a function of prompts and answers. Another reward than the last one's
             replaces all scores.
 

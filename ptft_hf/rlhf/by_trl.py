@@ -23,7 +23,7 @@ from ptft_hf.models import adapter_kind, plain_model
 from ptft_hf.recipes.algorithms import Settings, load_algorithm, option_names
 from ptft_hf.recipes.algorithms import said as said_of
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
-from ptft_hf.rlhf import rewards, roles, saving, trl_rows, trl_trainers
+from ptft_hf.rlhf import reward_names, rewards, roles, saving, trl_rows, trl_trainers
 from ptft_hf.rlhf.preparing import check_start, longest_prompt, of_adapter_folder
 from ptft_hf.rlhf.records import contents
 from ptft_hf.tasks.prompting import render
@@ -87,7 +87,7 @@ def train_by_trl(
         report.say(f"{folder} holds the finished run already; nothing to resume")
         return checkpoints.read_json(folder / "run.json")
     if overwrite:
-        training.check_sources(folder, [model, adapter, *rewards.sources(several(reward))])
+        training.check_sources(folder, [model, adapter, *reward_names.sources(reward_names.several(reward))])
     with without_telemetry():
         run = Run(algorithm, given, model, earlier, folder, reward, data, seed)
         start = records.find_start(folder, run.identity(), True) if resume else None
@@ -95,11 +95,6 @@ def train_by_trl(
         records.begin(folder, run.identity(), start, overwrite and not resume)
         run.train(start)
         return run.finish()
-
-
-def several(reward: Any) -> list[Any]:
-    """Rewards, of which one may stand alone."""
-    return list(reward) if isinstance(reward, list | tuple) else [reward]
 
 
 @contextmanager
@@ -157,8 +152,8 @@ class Run:
             self.notes.append(note)
         with models.quiet():
             attached = self.method.attach(loaded.model, loaded.head, "CAUSAL_LM")
-        self.rewards = None if reward is None else rewards.build(several(reward), lambda _: None, BATCH)
-        self.contents = contents(earlier or self.reference, several(reward), self.rewards)
+        self.rewards = None if reward is None else rewards.build(reward_names.several(reward), lambda _: None, BATCH)
+        self.contents = contents(earlier or self.reference, reward_names.several(reward), self.rewards)
         self.trainer = self._trainer(attached, loaded.head)
 
     # ---- rows ----

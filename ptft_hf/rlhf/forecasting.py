@@ -25,7 +25,7 @@ from ptft_hf.planning import baseline, machine, memory, not_counted, said, skele
 from ptft_hf.planning.counting import GRADIENTS, OPTIMIZER, WEIGHTS, Counted, Counter, size_of
 from ptft_hf.planning.forecasts import TOKENIZER_FILES, Forecast
 from ptft_hf.planning.sums import FLOAT_BYTES, HALF_BYTES, key_value_size
-from ptft_hf.rlhf import learning, rewards, roles, rollouts
+from ptft_hf.rlhf import learning, reward_names, roles, rollouts
 from ptft_hf.rlhf.experience import make_experience, read_answers
 from ptft_hf.rlhf.preparing import (
     Plan,
@@ -106,13 +106,13 @@ def plan_ppo(
         PtftError: What is wrong with recipes, prompts or the base; rewards are looked at, and not loaded.
     """
     limit = machine.parse_size(memory) if isinstance(memory, str) else memory
-    given = list(reward) if isinstance(reward, list | tuple) else [reward]
+    given = reward_names.several(reward)
     asked = make_plan(policy, given or [None], task, adapter, judge, seed, settings)
     if not given:
         asked = asked._replace(reward=())
     for item in _rewards(asked):
         if isinstance(item, str | Path) and _is_function(item):
-            rewards.import_function(rewards.parse(str(item)).source, "--reward")
+            reward_names.import_function(reward_names.parse(str(item)).source, "--reward")
     counter = Counter()
     with tempfile.TemporaryDirectory() as folder, untouched_randomness():
         try:
@@ -239,14 +239,14 @@ def _rewards(plan: Plan) -> list[Any]:
 
 
 def _is_function(given: Any) -> bool:
-    return not isinstance(given, str | Path) or rewards.names_function(rewards.parse(str(given)).source)
+    return not isinstance(given, str | Path) or reward_names.names_function(reward_names.parse(str(given)).source)
 
 
 def _models(plan: Plan) -> dict[str, int]:
     """See :attr:`Sums.rewards`. The judge is a model of its own even if it is the reward on the base."""
     shared, found = reward_on_base(plan), {}
     for text in (str(item) for item in _rewards(plan) if not _is_function(item)):
-        place = Path(rewards.parse(text).source)
+        place = Path(reward_names.parse(text).source)
         if place != shared or text == str(plan.judge):
             is_adapter = (place / "adapter_config.json").is_file()
             shapes = skeletons.stored_shapes(of_adapter_folder(place)[1] if is_adapter else str(place), {})

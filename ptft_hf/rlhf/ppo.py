@@ -19,7 +19,7 @@ from torch import Tensor
 from ptft_hf import checkpoints, models, records, report, training
 from ptft_hf.errors import ModelError, RecipeError
 from ptft_hf.planning import showing
-from ptft_hf.rlhf import doctor, forecasting, ppo_math, rewards, rollouts, saving, sharding, watching
+from ptft_hf.rlhf import doctor, forecasting, ppo_math, reward_names, rollouts, saving, sharding, watching
 from ptft_hf.rlhf.experience import make_experience, read_answers
 from ptft_hf.rlhf.learning import learn_from
 from ptft_hf.rlhf.preparing import (
@@ -84,7 +84,7 @@ def train_ppo(
     folder = Path(output_dir)
     finished = training.check_output(folder, resume, overwrite)
     if overwrite:
-        training.check_sources(folder, [policy, *rewards.sources([*plan.reward, plan.judge])])
+        training.check_sources(folder, [policy, *reward_names.sources([*plan.reward, plan.judge])])
     if finished:
         report.say(f"{folder} holds the finished run already; nothing to resume")
         return checkpoints.read_json(folder / "run.json")

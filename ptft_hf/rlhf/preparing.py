@@ -16,7 +16,7 @@ from ptft_hf.errors import AdapterError, DataError, ModelError, RecipeError
 from ptft_hf.recipes import AdapterRecipe, PeftRecipe
 from ptft_hf.recipes.ppo import DEFAULT_ADAPTER, load_ppo
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
-from ptft_hf.rlhf import rewards, roles, rollouts, sharding
+from ptft_hf.rlhf import reward_names, rewards, roles, rollouts, sharding
 from ptft_hf.settings import bf16_is_faster
 from ptft_hf.tasks.prompts import Prompt, Prompts
 
@@ -76,7 +76,7 @@ def make_plan(
         AdapterError: The policy is an adapter that PPO cannot train further.
     """
     pairs = [f"{k}={json.dumps(v)}" for k, v in given.items()] if isinstance(given, Mapping) else list(given)
-    given_rewards = tuple(reward) if isinstance(reward, list | tuple) else (reward,)
+    given_rewards = tuple(reward_names.several(reward))
     if not given_rewards:
         raise RecipeError("reward: none was given")
     if not 0 <= seed < 2**32:
@@ -213,7 +213,7 @@ def build_roles(plan: Plan, base: Any) -> roles.Roles:
 def reward_on_base(plan: Plan) -> Path | None:
     """The reward that is an adapter on the policy's base: the first that is; further ones are models of their own."""
     peft_type = plan.adapter.peft_type if isinstance(plan.adapter, PeftRecipe) else None
-    specs = [rewards.parse(str(r)) for r in plan.reward if isinstance(r, str | Path)]
+    specs = [reward_names.parse(str(r)) for r in plan.reward if isinstance(r, str | Path)]
     folders = [Path(spec.source) for spec in specs if spec.label is None]
     return next((folder for folder in folders if roles.is_reward_adapter(folder, plan.base, peft_type)), None)
 

@@ -1,16 +1,10 @@
 """What says how good an answer is: classifiers, functions, reward models on the policy's base, and sums of these.
 
-A reward is written ``[WEIGHT*]SOURCE[#LABEL]``. ``SOURCE`` is a folder or checkpoint of a sequence classifier, the
-folder of a run of the family ``preference``, or ``package.module:function``; ``LABEL`` says which label's probability
-counts, where there are several. Over a classifier's ``LABEL`` stands ``logit`` where its logit is to count instead:
-``runs/sentiment#pos:logit``.
+How they are written :mod:`ptft_hf.rlhf.reward_names` says.
 """
 
 from __future__ import annotations
 
-import importlib
-import math
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,13 +14,11 @@ import torch
 
 from ptft_hf import checkpoints, inference, models, recipes, tasks
 from ptft_hf.errors import ModelError, RecipeError, did_you_mean
-from ptft_hf.recipes.models import IMPORT_PATH
 from ptft_hf.rlhf import rollouts
+from ptft_hf.rlhf.reward_names import Function, Spec, import_function, names_function, parse
 from ptft_hf.rlhf.roles import Role
 from ptft_hf.rlhf.rollouts import Rollouts
 from ptft_hf.tasks.preference import Preference
-
-Function = Callable[[list[str], list[str]], Sequence[float]]
 
 
 class Answered(NamedTuple):
@@ -60,44 +52,6 @@ class Reward(Protocol):
 
 
 LARGEST = torch.finfo(torch.float32).max
-
-
-class Spec(NamedTuple):
-    """A reward as it is written, taken apart."""
-
-    source: str
-    label: str | None
-    logit: bool
-    weight: float
-
-
-def parse(text: str) -> Spec:
-    """Take ``[WEIGHT*]SOURCE[#LABEL]`` apart.
-
-    Raises:
-        RecipeError: The weight is no number, or nothing is left.
-    """
-    weight, rest = 1.0, text.strip()
-    if "*" in rest:
-        before, _, rest = rest.partition("*")
-        try:
-            weight = float(before)
-        except ValueError as error:
-            raise RecipeError(f"--reward {text}: {before!r} before the * is no number") from error
-    source, _, label = rest.partition("#")
-    label, _, kind = label.partition(":")
-    if not source or kind not in ("", "logit") or not math.isfinite(weight):
-        raise RecipeError(f"--reward {text}: expected [WEIGHT*]SOURCE[#LABEL] or [WEIGHT*]SOURCE#LABEL:logit")
-    return Spec(source.strip(), label or None, kind == "logit", weight)
-
-
-def sources(given: Iterable[Any]) -> list[str]:
-    """Folders, checkpoints and functions of the rewards that are given as texts; of others nothing.
-
-    Raises:
-        RecipeError: As :func:`parse`.
-    """
-    return [parse(str(one)).source for one in given if isinstance(one, str | Path)]
 
 
 class WeightedSum:
@@ -336,34 +290,6 @@ def _reward(item: Any, on_base: Callable[[Path], Role | None], batch_size: int, 
     if role is not None:
         return AdapterReward(role, str(path), batch_size, form_of(path))
     return load_classifier(item, batch_size, prefix)
-
-
-def names_function(source: str) -> bool:
-    """Whether a reward's source is a function's place in a module."""
-    return not Path(source).exists() and IMPORT_PATH.fullmatch(source) is not None
-
-
-def import_function(reference: str, prefix: str) -> Function:
-    """``package.module:function``; the working folder is looked in, too.
-
-    Raises:
-        RecipeError: It cannot be imported, or is no function.
-    """
-    module, _, name = reference.partition(":")
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        function: Function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # it is the user's own code that runs
-        raise RecipeError(f"{prefix} {reference}: cannot be imported: {type(error).__name__}: {error}") from error
-    finally:
-        if added:
-            sys.path.remove(here)
-    if not callable(function):
-        raise RecipeError(f"{prefix} {reference}: is no function but {type(function).__name__}")
-    return function
 
 
 def load_classifier(spec: Spec, batch_size: int, prefix: str) -> ClassifierReward | PreferenceReward:
