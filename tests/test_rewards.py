@@ -30,10 +30,12 @@ def build(*given: Any) -> rewards.WeightedSum:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("runs/x", ("runs/x", None, False, 1.0)),
-        ("0.5*runs/x#pos", ("runs/x", "pos", False, 0.5)),
-        ("-1*pkg.mod:f", ("pkg.mod:f", None, False, -1.0)),
-        ("runs/x#pos:logit", ("runs/x", "pos", True, 1.0)),
+        ("runs/x", ("runs/x", None, 1.0, False, False)),
+        ("0.5*runs/x#pos", ("runs/x", "pos", 0.5, False, False)),
+        ("-1*pkg.mod:f", ("pkg.mod:f", None, -1.0, False, False)),
+        ("runs/x#pos:logit", ("runs/x", "pos", 1.0, True, False)),
+        ("runs/x#:answer", ("runs/x", None, 1.0, False, True)),
+        ("runs/x#pos:logit:answer", ("runs/x", "pos", 1.0, True, True)),
     ],
 )
 def test_how_a_reward_is_written(text: str, expected: Any) -> None:
@@ -77,8 +79,9 @@ def test_a_function_that_fails_is_named_with_its_line_and_may_have_no_label() ->
     with pytest.raises(ModelError, match=said) as caught:
         build(careless)(batch())
     assert isinstance(caught.value.__cause__, KeyError)
-    with pytest.raises(RecipeError, match=r"tests\.ppo_runs:length: a function has no labels; leave #pos out"):
-        build("tests.ppo_runs:length#pos")
+    for end in ("#pos", "#:answer"):
+        with pytest.raises(RecipeError, match=rf"tests\.ppo_runs:length: a function has no labels; leave {end} out"):
+            build(f"tests.ppo_runs:length{end}")
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -97,6 +100,13 @@ def test_the_folder_of_a_run_that_trained_a_classifier(kind: str, request: pytes
     assert found == pytest.approx(chances.tolist(), abs=1e-5)
     alone = [reward(batch([p], [a]))[0] for p, a in zip(PROMPTS, ANSWERS, strict=True)]
     assert alone == pytest.approx(found, abs=1e-6)  # neighbours do not matter
+    answers = build(f"{run.folder}#pos:answer")
+    assert answers.name == f"{run.folder}#pos:answer"
+    expected = [answer["scores"]["pos"] for answer in load(run.folder).predict([a.strip() for a in ANSWERS])]
+    assert answers(batch()) == pytest.approx(expected, abs=1e-6)
+    others = build(f"{run.folder}#pos:answer")(batch(["so bad", ""]))
+    assert others == pytest.approx(expected, abs=1e-6)  # nor does the prompt
+    assert reward(batch(["so bad", ""])) != pytest.approx(expected, abs=1e-5)
 
 
 def test_labels_and_checkpoints_that_do_not_fit(full: Finished, checkpoint: Any, tmp_path: Path) -> None:

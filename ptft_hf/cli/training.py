@@ -110,9 +110,10 @@ def ppo(
     reward: Annotated[
         list[str],
         typer.Option(
-            metavar="[WEIGHT*]SOURCE[#LABEL[:logit]]",
+            metavar="[WEIGHT*]SOURCE[#LABEL[:logit][:answer]]",
             help="A reward model's run (preference), a sequence classifier's folder or checkpoint (LABEL's "
-            "probability, or its logit), or package.module:function. Several are added up.",
+            "probability, or its logit; of prompt and answer, or of the answer alone), or package.module:function. "
+            "Several are added up.",
         ),
     ],
     task: Annotated[str, typer.Option(help="Recipe of prompts: a name from `ptft ls tasks`, or a YAML file.")],

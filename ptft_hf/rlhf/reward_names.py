@@ -2,7 +2,9 @@
 
 ``SOURCE`` is a folder or checkpoint of a sequence classifier, the folder of a run of the family ``preference``, or
 ``package.module:function``; ``LABEL`` says which label's probability counts, where there are several. Over a
-classifier's ``LABEL`` stands ``logit`` where its logit is to count instead: ``runs/sentiment#pos:logit``.
+classifier's ``LABEL`` stands ``logit`` where its logit is to count instead: ``runs/sentiment#pos:logit``; and
+``answer`` where it is to read the answer alone, not behind its prompt: ``runs/sentiment#pos:answer``, or both. What a
+prompt says no policy can change, and a classifier that reads it, too, scores short answers as much by their prompts.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from ptft_hf.errors import RecipeError
 from ptft_hf.recipes.models import IMPORT_PATH
 
 Function = Callable[[list[str], list[str]], Sequence[float]]
+OPTIONS = ("logit", "answer")
 
 
 class Spec(NamedTuple):
@@ -25,15 +28,22 @@ class Spec(NamedTuple):
 
     source: str
     label: str | None
-    logit: bool
-    weight: float
+    weight: float = 1.0
+    logit: bool = False
+    answer: bool = False
+
+    @property
+    def end(self) -> str:
+        """What stands behind the source: empty, or label and options."""
+        end = (self.label or "") + "".join(f":{name}" for name in OPTIONS if getattr(self, name))
+        return f"#{end}" if end else ""
 
 
 def parse(text: str) -> Spec:
-    """Take ``[WEIGHT*]SOURCE[#LABEL]`` apart.
+    """Take ``[WEIGHT*]SOURCE[#LABEL[:logit][:answer]]`` apart.
 
     Raises:
-        RecipeError: The weight is no number, or nothing is left.
+        RecipeError: The weight is no number, nothing is left, or an option is unknown.
     """
     weight, rest = 1.0, text.strip()
     if "*" in rest:
@@ -43,10 +53,10 @@ def parse(text: str) -> Spec:
         except ValueError as error:
             raise RecipeError(f"--reward {text}: {before!r} before the * is no number") from error
     source, _, label = rest.partition("#")
-    label, _, kind = label.partition(":")
-    if not source or kind not in ("", "logit") or not math.isfinite(weight):
-        raise RecipeError(f"--reward {text}: expected [WEIGHT*]SOURCE[#LABEL] or [WEIGHT*]SOURCE#LABEL:logit")
-    return Spec(source.strip(), label or None, kind == "logit", weight)
+    label, *options = label.split(":")
+    if not source or not set(options) <= set(OPTIONS) or not math.isfinite(weight):
+        raise RecipeError(f"--reward {text}: expected [WEIGHT*]SOURCE[#LABEL[:logit][:answer]]")
+    return Spec(source.strip(), label or None, weight, "logit" in options, "answer" in options)
 
 
 def several(given: Any) -> list[Any]:

@@ -186,29 +186,33 @@ class PreferenceReward:
 
 
 class ClassifierReward:
-    """A sequence classifier with a tokenizer of its own, which reads prompt and answer as one text.
+    """A classifier with a tokenizer of its own, which reads prompt and answer as one text, or the answer only.
 
     Args:
         model: The classifier.
         tokenizer: Its own.
         column: Which output counts.
-        logit: Its logit; else its probability. With one output the logit is the score.
+        spec: Whether its logit counts, or its probability (with one output the logit is the score), and whether the
+            answer alone is read.
         max_length: Tokens; of longer texts the end is read, where the answer stands.
         fingerprint: Of a checkpoint's weights; None of a run's folder.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, column: int, logit: bool, max_length: int, name: str, batch_size: int,
+        self, model: Any, tokenizer: Any, column: int, spec: Spec, max_length: int, name: str, batch_size: int,
         fingerprint: str | None,
     ) -> None:  # fmt: skip
         self.fingerprint = fingerprint
-        self.model, self.tokenizer, self.column, self.logit = model, tokenizer, column, logit
+        self.model, self.tokenizer, self.column, self.spec = model, tokenizer, column, spec
         self.max_length, self.name, self.batch_size = max_length, name, batch_size
         tokenizer.truncation_side = "left"
 
     @torch.no_grad()
     def __call__(self, batch: Answered) -> list[float]:
-        texts = [prompt + answer for prompt, answer in zip(batch.prompts, batch.answers, strict=True)]
+        if self.spec.answer:
+            texts = [answer.strip() for answer in batch.answers]
+        else:
+            texts = [prompt + answer for prompt, answer in zip(batch.prompts, batch.answers, strict=True)]
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         scores = [0.0] * len(texts)
         device = next(self.model.parameters()).device
@@ -217,7 +221,7 @@ class ClassifierReward:
             options = {"padding": True, "truncation": True, "max_length": self.max_length}
             inputs = self.tokenizer([texts[i] for i in rows], return_tensors="pt", **options).to(device)
             logits = self.model(**inputs).logits.float()
-            wanted = logits if self.logit or logits.shape[1] == 1 else self._chances(logits)
+            wanted = logits if self.spec.logit or logits.shape[1] == 1 else self._chances(logits)
             for row, score in zip(rows, wanted[:, self.column].tolist(), strict=True):
                 scores[row] = score
         return scores
@@ -271,7 +275,7 @@ def check_named(text: str, prefix: str) -> None:
         PtftError: As :func:`build`.
     """
     spec = parse(text)
-    if spec.label is not None or form_of(Path(spec.source)) is None:
+    if spec.end or form_of(Path(spec.source)) is None:
         build([text], lambda _: None, 1, prefix)
 
 
@@ -283,10 +287,10 @@ def _reward(item: Any, on_base: Callable[[Path], Role | None], batch_size: int, 
         return reward
     path = Path(item.source)
     if names_function(item.source):
-        if item.label is not None:
-            raise RecipeError(f"{prefix} {item.source}: a function has no labels; leave #{item.label} out")
+        if item.end:
+            raise RecipeError(f"{prefix} {item.source}: a function has no labels; leave {item.end} out")
         return FunctionReward(import_function(item.source, prefix), item.source)
-    role = on_base(path) if path.is_dir() and item.label is None else None
+    role = on_base(path) if path.is_dir() and not item.end else None
     if role is not None:
         return AdapterReward(role, str(path), batch_size, form_of(path))
     return load_classifier(item, batch_size, prefix)
@@ -303,8 +307,8 @@ def load_classifier(spec: Spec, batch_size: int, prefix: str) -> ClassifierRewar
     if (Path(spec.source) / "run.json").is_file():
         trained = inference.load(spec.source)
         if isinstance(trained.task, Preference):
-            if spec.label is not None:
-                raise RecipeError(f"{prefix} {spec.source}: a reward model has no labels; leave #{spec.label} out")
+            if spec.end:
+                raise RecipeError(f"{prefix} {spec.source}: a reward model has no labels; leave {spec.end} out")
             return PreferenceReward(trained, spec.source, batch_size)
         model, tokenizer = trained.model, trained.tokenizer
         length, digest = trained.run["model"]["max_length"], None
@@ -322,8 +326,8 @@ def load_classifier(spec: Spec, batch_size: int, prefix: str) -> ClassifierRewar
         raise ModelError(f"{prefix} {spec.source}: {type(plain).__name__} is no sequence classifier")
     labels = [str(plain.config.id2label[i]) for i in range(plain.config.num_labels)]
     column = _column(labels, spec, prefix)
-    name = spec.source + (f"#{spec.label}" if spec.label else "") + (":logit" if spec.logit else "")
-    return ClassifierReward(model.eval(), tokenizer, column, spec.logit, length, name, batch_size, digest)
+    name = spec.source + spec.end
+    return ClassifierReward(model.eval(), tokenizer, column, spec, length, name, batch_size, digest)
 
 
 def _column(labels: list[str], spec: Spec, prefix: str) -> int:
