@@ -15,11 +15,14 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import tqdm
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,6 +30,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tests.conftest import rows, write_rows
 from tests.tiny import make_checkpoint
 
+# Bars' own lock is one of all processes of a fork, and a process that is killed while it holds it stops the others.
+tqdm.tqdm.set_lock(threading.RLock())
+tqdm.tqdm.monitor_interval = 0  # no thread that could hold it in a fork
 KINDS = ("in a save", "while publishing", "any moment", "near the end", "any moment", "any moment")
 """When to kill, in turn: half of the moments are drawn evenly over the whole run, the others where it matters."""
 PATIENCE = 300.0
