@@ -346,8 +346,9 @@ def test_ppo_is_given_the_runs_scores(rewarded: Rewarded, tmp_path: Path) -> Non
 
 
 def test_a_label_of_a_reward_model_is_refused(learnt: Path) -> None:
-    with pytest.raises(RecipeError, match="a reward model has no labels; leave #good out"):
-        rewards.build([f"{learnt}#good"], lambda _: None, 2)
+    for end in ("#good", "#:answer"):
+        with pytest.raises(RecipeError, match=f"a reward model has no labels; leave {end} out"):
+            rewards.build([f"{learnt}{end}"], lambda _: None, 2)
 
 
 def test_an_encoder_judges_another_models_prompts(learnt: Path) -> None:

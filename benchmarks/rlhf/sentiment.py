@@ -208,13 +208,14 @@ def main() -> None:
     args = parser.parse_args()
     if "PTFT_TEST_DATA" not in os.environ:
         sys.exit("set PTFT_TEST_DATA to the folder of real data")
+    data, path = prompts(), HERE / "sentiment.json"
+    made = {"adapter": ADAPTER, "settings": PPO, "episodes": args.episodes, "prompts": len(data["test"])}
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {"seeds": {}, **made}
+    if other := [name for name, value in made.items() if found[name] != value]:
+        sys.exit(f"{path} has results of other {', '.join(other)}; move it away to begin anew")
     args.work.mkdir(parents=True, exist_ok=True)
     sources = {name: classifier(half, args.work / name) for half, name in enumerate(("reward", "judge"))}
     recipe = PromptsRecipe(name="novels", family="prompts", model={"gguf_file": GGUF})
-    data = prompts()
-    path = HERE / "sentiment.json"
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {"seeds": {}}
-    found |= {"adapter": ADAPTER, "settings": PPO, "episodes": args.episodes, "prompts": len(data["test"])}
     if "best_of_n" not in found:
         found["best_of_n"] = best_of_n(recipe, data, sources["reward"], sources["judge"])
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
