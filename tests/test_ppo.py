@@ -76,8 +76,10 @@ def test_a_task_with_a_known_answer_is_learnt(llama: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_a_task_with_a_known_answer_is_learnt_on_every_seed(seed: int, llama: Path, tmp_path: Path) -> None:
-    """The critic has an adapter of its own: one on the policy's trunk can hold it at three good words of four."""
-    settings = {**LEARN, "value_model": "adapter", "total_episodes": 64 * 150}
+    """The critic has an adapter of its own, and an update takes one step: with four of 5e-3, a policy of one seed or
+    two stays at three good words of four in some prompts."""
+    settings = {**LEARN, "value_model": "adapter", "num_ppo_epochs": 1, "total_episodes": 64 * 200}
+    settings |= {"learning_rate": 2e-3, "critic_learning_rate": 1e-3}
     run_ppo(llama, tmp_path / "run", **settings, seed=seed)
     assert best_share(tmp_path / "run") >= 0.95
 
