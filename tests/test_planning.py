@@ -16,8 +16,9 @@ from transformers import DefaultFlowCallback, TrainerControl, TrainerState, Trai
 from transformers.trainer_callback import CallbackHandler
 
 import ptft_hf
-from ptft_hf import checkpoints, planning, preparing, recipes
+from ptft_hf import checkpoints, frozen, planning, preparing, recipes
 from ptft_hf.errors import ModelError, RecipeError
+from ptft_hf.frozen.layers import FrozenLayers
 from ptft_hf.planning import batches, forecasts, machine, memory, probing, sums, timing
 from ptft_hf.planning.batches import Batch, Schedule
 from ptft_hf.planning.counting import ACTIVATIONS, GRADIENTS, LARGE, LOGITS, WEIGHTS, Counted, Counter
@@ -287,6 +288,7 @@ def test_seconds_through_two_measured_batches():
     assert line.of(10) == pytest.approx(2.0)
     assert line.of(30 + 10, 2) == pytest.approx(6.0)
     assert timing.through((large, 1.0), (small, 3.0)).each == pytest.approx(1 / 30)  # noise: the first alone
+    assert timing.through((Batch((0,), 11), 3.0), (small, 1.2)).each == pytest.approx(0.2)  # of like size: both
 
 
 def test_a_probe_takes_the_place_of_what_was_counted():
@@ -295,10 +297,12 @@ def test_a_probe_takes_the_place_of_what_was_counted():
     seconds = {"longest": 2.0, "typical": 2.0, "first": 0.5, "shape": 0.25, "filling": 0.0}
     measured = {"peak_memory_mb": 1.0, "shapes": 1, "filled_tokens": 0}
     measured |= {f"{name}_seconds": value for name, value in seconds.items()}
-    after = forecasts.with_probe(before, some_sums(products=4), measured)
+    after = forecasts.with_probe(before, some_sums(products=4, half=True), measured)
     assert after.probed and after.counted == before.peak
     assert after.peak == 1_000_000 + 70 + 200  # one of two shapes has been seen
     assert after.seconds == pytest.approx(2.0 * (20 + 16 + 20 + 16) / 20 + 0.5 + 0.25)
+    after = forecasts.with_probe(before, some_sums(products=4), measured)
+    assert after.seconds == pytest.approx(2.0 * (20 + 16 + 20 + 16) / 20 + 0.5)  # no code for a shape in float32
 
 
 def test_a_step_lasts_from_the_end_of_the_one_before(monkeypatch: pytest.MonkeyPatch):
@@ -641,3 +645,28 @@ def test_a_probe_corrects_the_forecast(ptft: Ptft, task_file: Path, checkpoint: 
     assert found["probed"]
     assert found["stages_mb"]["training"]["measured by the probe"] > 50
     assert found["counted_peak_memory_mb"] != found["peak_memory_mb"]
+
+
+def test_a_probe_tells_of_what_its_frozen_layers_computed(
+    task_file: Path, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tokens: list[int] = []
+
+    def compute(self: Any, batch: Any) -> Any:
+        tokens.append(int(batch["attention_mask"].sum()))
+        return of_layers(self, batch)
+
+    def fill(*args: Any) -> None:
+        tokens.clear()  # of what was tried before
+        of_rows(*args)
+
+    of_layers, of_rows = FrozenLayers.compute, frozen.fill
+    monkeypatch.setattr(FrozenLayers, "compute", compute)
+    monkeypatch.setattr(frozen, "fill", fill)
+    model, adapter = str(checkpoint("bert")), "partial/top_2_layers"
+    settings = {"num_train_epochs": 3, "per_device_train_batch_size": 4}
+    asked = preparing.make_plan(model, recipes.load_task(str(task_file)), adapter, settings)
+    _, arguments, counted = planning.count(asked, None, 1)
+    wanted = probing.order(model, asked, adapter, 1, counted, arguments)
+    found = probing.probe({**wanted, "folder": str(tmp_path)})
+    assert found["filled_tokens"] == sum(tokens) > 0

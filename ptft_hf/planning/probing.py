@@ -7,8 +7,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import transformers
@@ -18,8 +19,12 @@ from ptft_hf.errors import ModelError
 from ptft_hf.planning.batches import Batch
 from ptft_hf.planning.sums import Sums
 
-STEPS = 2
-"""Of each batch: the first finds no optimizer state and no code for its shapes, the second is timed."""
+LONGEST, TYPICAL = 2, 6
+"""Steps with each batch, of the latter at most: the first finds no optimizer state or no code for its shapes, what
+follows is timed."""
+ENOUGH = 3.0
+"""Seconds of timed steps with the typical batch, of which there are at least two. Other work on a machine can add
+half to a short step; the median of more such steps tells less of it."""
 
 
 def order(model: str, asked: preparing.Plan, adapter: Any, seed: int, sums: Sums, arguments: Any) -> dict[str, Any]:
@@ -34,7 +39,7 @@ def order(model: str, asked: preparing.Plan, adapter: Any, seed: int, sums: Sums
         "train_sampling_strategy": "sequential",
         "gradient_accumulation_steps": micro,
         "dataloader_drop_last": False,
-        "max_steps": 2 * STEPS * (2 if sums.frozen_layers else 1),
+        "max_steps": (LONGEST + TYPICAL) * (2 if sums.frozen_layers else 1),
     }
     for name in ("eval_steps", "save_steps", "metric_for_best_model", "greater_is_better"):
         given.pop(name, None)
@@ -61,7 +66,7 @@ def run(wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Carry an order out.
 
     Returns:
-        ``peak_memory_mb`` of the process; ``longest_seconds`` and ``typical_seconds`` of one batch; what the very
+        ``peak_memory_mb`` of the process; ``longest_seconds`` and ``typical_seconds`` of a batch; what the very
         first step took in addition (``first_seconds``), and the first one of another shape (``shape_seconds``);
         ``filling_seconds`` and ``filled_tokens`` of frozen layers that were computed once; ``shapes`` of batches that
         it saw.
@@ -86,7 +91,8 @@ def run(wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class StepClock(transformers.TrainerCallback):
-    """Seconds of each optimizer step, with the reading of its batch: from the end of the one before."""
+    """Seconds of each optimizer step, with the reading of its batch: from the end of the one before. It ends the
+    training when there is :data:`ENOUGH`."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -99,6 +105,8 @@ class StepClock(transformers.TrainerCallback):
         now = time.perf_counter()
         self.seconds.append(now - self.last)
         self.last = now
+        timed = self.seconds[LONGEST + 1 :]
+        control.should_training_stop |= len(timed) > 1 and sum(timed) >= ENOUGH
 
 
 def probe(wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,10 +125,8 @@ def probe(wanted: Mapping[str, Any]) -> dict[str, Any]:
     arguments = preparing.training_arguments(plan, ready, folder, wanted["seed"])
     building.choose_attention(plan, ready, arguments)
     collator = building.training_collator(ready, arguments)
-    some: Sequence[int] = [*wanted["longest"], *wanted["typical"]]
-    longest, typical = (list(wanted[name]) * micro * STEPS for name in ("longest", "typical"))
-    whole = ready.encoded["train"]
-    ready.encoded["train"] = whole.select([*longest, *typical])
+    rows = [*wanted["longest"]] * micro * LONGEST + [*wanted["typical"]] * micro * TYPICAL
+    ready.encoded["train"] = ready.encoded["train"].select(rows)
     arguments.per_device_train_batch_size = len(wanted["longest"])
     trainer = building.build_trainer(Trainer, plan, ready, arguments, folder)
     trainer.data_collator = collator
@@ -128,9 +134,9 @@ def probe(wanted: Mapping[str, Any]) -> dict[str, Any]:
     trainer.add_callback(clock)
     with models.quiet():
         trainer.train()
-    lengths = whole["length"]
     filled = trainer.layers_computed_once
-    new_longest, longest_again, new_typical, typical_again = clock.seconds[-2 * STEPS :]
+    new_longest, longest_again, new_typical, *more = clock.seconds[: LONGEST + TYPICAL]
+    typical_again = median(more)
     return {
         "peak_memory_mb": records.peak_memory_mb(),
         "longest_seconds": longest_again / micro,
@@ -138,6 +144,6 @@ def probe(wanted: Mapping[str, Any]) -> dict[str, Any]:
         "first_seconds": max(0.0, new_longest - longest_again),
         "shape_seconds": max(0.0, new_typical - typical_again),
         "filling_seconds": trainer.clock.before if filled else 0.0,
-        "filled_tokens": sum(lengths[row] for row in set(some)) if filled else 0,
+        "filled_tokens": sum(ready.encoded["train"]["length"]) if filled else 0,
         "shapes": 2,
     }

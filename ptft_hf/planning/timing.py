@@ -55,9 +55,12 @@ def seconds(counted: Counted, speed: Speed, rates: Rates = CPU) -> float:
 
 
 def through(one: tuple[Batch, float], other: tuple[Batch, float]) -> Line:
-    """By two batches whose seconds were measured; by the first alone, if they are of like size."""
+    """By two batches whose seconds were measured; by their mean, if they are of like size, and by the first alone, if
+    the larger took no longer."""
     (small, quick), (large, slow) = sorted((one, other), key=lambda pair: pair[0].size)
-    if large.size < 1.2 * small.size or slow <= quick:
+    if large.size < 1.2 * small.size:
+        return Line(0.0, (quick + slow) / (small.size + large.size))
+    if slow <= quick:
         batch, taken = one
         return Line(0.0, taken / batch.size)
     each = (slow - quick) / (large.size - small.size)
@@ -72,11 +75,12 @@ def training(sums: Sums, line: Line) -> float:
 
 
 def probed(sums: Sums, found: Mapping[str, Any]) -> float:
-    """Seconds of training by a probe's steps, by what new shapes of batches took, and by what it took to compute its
-    frozen layers once."""
+    """Seconds of training by a probe's steps, by what it took to compute its frozen layers once, and by what a new
+    shape of batches took in half precision: in float32 no code is made for it, and what it takes more is chance."""
     plan = sums.schedule
     line = through((plan.typical, found["typical_seconds"]), (plan.longest, found["longest_seconds"]))
     filling = found["filling_seconds"] / found["filled_tokens"] if found["filled_tokens"] else 0.0
     in_epoch = plan.sizes / max(1.0, plan.epochs)
-    new: float = found["first_seconds"] + found["shape_seconds"] * max(0, plan.shapes - 1)
+    shapes = max(0, plan.shapes - 1) if sums.half else 0
+    new: float = found["first_seconds"] + found["shape_seconds"] * shapes
     return training(sums, line) + new + filling * in_epoch
