@@ -1,10 +1,11 @@
 """Forecasts of memory and time against runs: constants are fitted on eleven of them, and judged on the others.
 
-    PTFT_TEST_DATA=... python -m benchmarks.planning.run [--work DIR] [--only WORD ...] [--report]
+    PTFT_TEST_DATA=... python -m benchmarks.planning.run [--work DIR] [--only WORD ...] [--again] [--report]
 
 Each run is a ``ptft train`` of a few steps in a process of its own; some have a ``ptft plan --probe`` before. What is
 finished is skipped. Writes ``bfloat16.json`` or, on a processor without its instructions, ``float32.json``, and
 ``REPORT.md`` of both beside this file; ``--report`` writes the latter alone, ``--recount`` what is forecast now.
+``--again`` times the probed cases once more.
 """
 
 from __future__ import annotations
@@ -158,6 +159,8 @@ def _section(results: Sequence[Result]) -> list[str]:
     judged = [r for r in results if not r["case"]["fits"]]
     threads = " or ".join(str(n) for n in sorted({r["hardware"]["threads"] for r in results}))
     lines = [f"Threads: {threads}."]
+    if times := {1 + len(r["again"]) for r in results if "again" in r}:
+        lines[0] += f" Of {max(times)} forecasts of time by probe, and runs, the median error is told."
     if not all(r.get("alone", True) for r in results):
         lines[0] += " Of runs that were made beside other work no times are told."
     if fitted:
@@ -200,7 +203,7 @@ def _line(r: Result) -> str:
         f"{error(proof, proven):+.1%}",
         f"{seconds:.1f}" if seconds else "",
         f"{error(r['forecast']['seconds'], seconds):+.0%}" if seconds else "",
-        f"{error(plan['seconds'], seconds):+.0%}" if seconds and plan else "",
+        f"{by_probe(r):+.0%}" if seconds and plan else "",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -221,14 +224,21 @@ def _errors(results: Sequence[Result]) -> dict[str, list[float]]:
         found["above the baseline"].append(off / (was - baseline(r)))
         found["with the proof"].append(abs(error(peak(r, of, True), proven)))
         if r["plan"] and r.get("alone", True):
-            found["time by probe"].append(abs(error(r["plan"]["seconds"], r["measured"]["seconds"])))
+            found["time by probe"].append(abs(by_probe(r)))
     return found
+
+
+def by_probe(r: Result) -> float:
+    """The error of the time after ``--probe``; of a case that was timed several times, the median."""
+    once = {"forecast": r["plan"]["seconds"], "measured": r["measured"]["seconds"]}
+    return statistics.median(error(one["forecast"], one["measured"]) for one in [once, *r.get("again", [])])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("planning-runs"), help="for models and runs")
     parser.add_argument("--only", nargs="*", default=[], help="cases whose names hold all of these words")
+    parser.add_argument("--again", action="store_true", help="time the finished probed cases once more")
     parser.add_argument("--recount", action="store_true", help="forecast the finished runs anew, and run nothing")
     parser.add_argument("--report", action="store_true", help="write the report of what there is, and run nothing")
     args = parser.parse_args()
@@ -248,7 +258,8 @@ def main() -> None:
                 some[case.name] = recount(case, some[case.name], precision == PRECISIONS[0], data, work)
                 files[precision].write_text(json.dumps(some, indent=1) + "\n", encoding="utf-8")
                 print(case.name, flush=True)
-        if args.recount or args.report or case.name in results[mine] or not wanted:
+        again = args.again and case.probed and case.name in results[mine]
+        if args.recount or args.report or not wanted or (case.name in results[mine] and not again):
             continue
         started = time.perf_counter()
         try:
@@ -256,7 +267,11 @@ def main() -> None:
         except RuntimeError as failed:
             print(f"{case.name}: FAILED: {failed}", flush=True)
             continue
-        results[mine][case.name] = recount(case, found, mine == PRECISIONS[0], data, work)
+        if again:
+            once = {"forecast": found["plan"]["seconds"], "measured": found["measured"]["seconds"]}
+            results[mine][case.name].setdefault("again", []).append(once)
+        else:
+            results[mine][case.name] = recount(case, found, mine == PRECISIONS[0], data, work)
         files[mine].write_text(json.dumps(results[mine], indent=1) + "\n", encoding="utf-8")
         was = found["measured"]["peak_memory_mb"]
         print(f"{case.name}: {was:,.0f} MB measured; {time.perf_counter() - started:.0f} s in all", flush=True)
