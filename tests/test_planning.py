@@ -310,12 +310,15 @@ def test_a_step_lasts_from_the_end_of_the_one_before(monkeypatch: pytest.MonkeyP
     clock, now = probing.StepClock(), SimpleNamespace(seconds=100.0)
     monkeypatch.setattr(probing.time, "perf_counter", lambda: now.seconds)
     handler = CallbackHandler([clock, DefaultFlowCallback()], None, None, None, None)
-    args, state, control = TrainingArguments(report_to="none", use_cpu=True), TrainerState(), TrainerControl()
-    for begins, ends in ((107.0, 110.0), (111.0, 115.0), (115.0, 115.5), (120.0, 121.5)):
+    args, state = TrainingArguments(report_to="none", use_cpu=True), TrainerState(max_steps=100)
+    control, stops = TrainerControl(), []
+    for begins, ends in ((107.0, 110.0), (111.0, 115.0), (115.0, 115.5), (120.0, 121.5), (121.5, 122.0)):
         for at, event in ((begins, handler.on_step_begin), (ends, handler.on_step_end)):
             now.seconds = at
             event(args, state, control)
-    assert clock.seconds == [3.0, 5.0, 0.5, 6.0]
+        stops.append(control.should_training_stop)
+    assert clock.seconds == [3.0, 5.0, 0.5, 6.0, 0.5]
+    assert stops == [False] * 4 + [True]  # two steps are timed, however long the first
 
 
 # ---- batches ----

@@ -160,7 +160,8 @@ def _section(results: Sequence[Result]) -> list[str]:
     threads = " or ".join(str(n) for n in sorted({r["hardware"]["threads"] for r in results}))
     lines = [f"Threads: {threads}."]
     if times := {1 + len(r["again"]) for r in results if "again" in r}:
-        lines[0] += f" Of {max(times)} forecasts of time by probe, and runs, the median error is told."
+        lines[0] += f" Of {max(times)} forecasts of time by probe (`--again`) the median error is told; "
+        lines[0] += "seconds are the first's."
     if not all(r.get("alone", True) for r in results):
         lines[0] += " Of runs that were made beside other work no times are told."
     if fitted:
