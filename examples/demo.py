@@ -86,7 +86,8 @@ def main() -> None:
     console.rule("[bold]full or PEFT, with 500 rows?")
     folder = OUTPUT / "comparison"
     command = ["compare", "--model", MODEL, "--task", TASK, "--adapters", ",".join(COMPARED), "--seeds", "0"]
-    command += ["--sizes", "500", "--validation-size", "300", "--learning-rates", "1", "--jobs", "3"]
+    command += ["--sizes", "500", "--validation-size", "200", "--test-size", "1000"]
+    command += ["--learning-rates", "1", "--jobs", "3"]
     command += ["--set", "num_train_epochs=3", "--set", "per_device_train_batch_size=8", "--output", str(folder)]
     ptft(console, command)
     console.print(

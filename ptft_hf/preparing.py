@@ -96,7 +96,7 @@ def prepare(
 ) -> Ready:
     """Data, model and method, in this order, each checked before the next is loaded. Writes nothing.
 
-    ``rows`` takes a part of train or validation alone, see :func:`ptft_hf.data.take`; ``loader`` has the functions
+    ``rows`` takes a part of the splits that it names, see :func:`ptft_hf.data.take`; ``loader`` has the functions
     ``load_model`` and ``random_model``, those of :mod:`ptft_hf.models` or others in their place.
     """
     import transformers

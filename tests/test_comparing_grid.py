@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 
 from ptft_hf import recipes
-from ptft_hf.comparing import Grid, cells, read_grid, run_grid
+from ptft_hf.comparing import Grid, cells, read_grid, run_grid, write_report
 from ptft_hf.comparing.grids import Cell
 from ptft_hf.comparing.running import Job, alone_in
+from ptft_hf.data import fingerprint
 from ptft_hf.data.subsets import nested_order
-from ptft_hf.errors import ModelError, OutputError, RecipeError
+from ptft_hf.errors import DataError, ModelError, OutputError, RecipeError
 from tests.commands import Ptft, ptft  # noqa: F401
 from tests.runs import learner
 
@@ -102,6 +104,30 @@ def test_finished_cells_are_not_run_again_and_an_edited_recipe_is(ran, base: Pat
     edited = make(base, root / "task.yaml", settings=[*FAST, "adapter.layerwise_lr_decay=0.9"])
     assert not keys & {cell.key for cell in edited.cells()}
     assert all(Cell.from_dict(json.loads(json.dumps(cell.to_dict()))) == cell for cell in grid.cells())
+
+
+def test_a_part_of_test_is_the_same_for_every_seed_and_method(ran, base: Path, tmp_path: Path):
+    root, whole = ran
+    results = run_grid(make(base, root / "task.yaml", seeds=[0, 1], learning_rates=1, test_size=10),
+                       tmp_path, executor=inline)  # fmt: skip
+    rows = [json.loads(line) for line in (root / "test.jsonl").read_text("utf-8").splitlines()]
+    labels = [row["label"] for row in rows]
+    kept = sorted(nested_order(labels, 0)[:10])
+    assert {result["data"]["test"]["fingerprint"] for result in results} == {
+        fingerprint(datasets.Dataset.from_list([rows[row] for row in kept]))
+    }
+    for label in set(labels):
+        assert [labels[row] for row in kept].count(label) == pytest.approx(labels.count(label) * 10 / 16, abs=1)
+    for result in results:
+        assert len(result["test"]["outcomes"]) == result["data"]["test"]["rows"] == 10
+    assert results[0]["data"]["train"] == whole[0]["data"]["train"]  # which rows train has is untouched
+    page = Path(write_report(results, tmp_path, command="ptft compare")[0]).read_text("utf-8")
+    assert "Of test 10 rows are read" in page
+    (one, *_) = make(base, root / "task.yaml").cells()
+    assert "test_size" not in one.to_dict() and one._replace(test_size=10).key != one.key
+    (failed, *_) = make(base, root / "task.yaml", test_size=17).cells()
+    with pytest.raises(DataError, match="test: 17 rows are asked for, and there are 16"):
+        cells.run_cell(failed, tmp_path / "failed")
 
 
 def test_a_cell_has_one_name_wherever_its_folder_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -200,6 +200,9 @@ def compare(
         str | None, typer.Option(help="Training rows, such as 500,2000,all; all by default.")
     ] = None,
     validation_size: Annotated[int | None, typer.Option(help="Validation rows; all by default.")] = None,
+    test_size: Annotated[
+        int | None, typer.Option(help="Test rows, the same for all; all by default.")
+    ] = None,
     learning_rates: Annotated[
         int | None, typer.Option(help="Tries for each method, of which validation chooses; 3 by default.")
     ] = None,
@@ -233,6 +236,7 @@ def compare(
         "seeds": comparing.numbers("seeds", seeds),
         "sizes": comparing.numbers("sizes", sizes),
         "validation_size": validation_size,
+        "test_size": test_size,
         "learning_rates": learning_rates,
         "search": search,
         "settings": set_,

@@ -152,7 +152,7 @@ def learning_rates(cell: Cell) -> list[float]:
 def run_try(cell: Cell, rate: float, folder: Path) -> tuple[Ready, dict[str, Any]]:
     """One training run, scored on validation alone; what it was prepared from, and its ``run.json``."""
     plan = make_plan(cell.model, cell.task, cell.adapter, {**cell.training, "learning_rate": rate})
-    rows = {"train": cell.size, "validation": cell.validation_size}
+    rows = {"train": cell.size, "validation": cell.validation_size, "test": cell.test_size}
     ready = prepare(plan, None, cell.seed, {name: count for name, count in rows.items() if count is not None})
     arguments = training_arguments(plan, ready, folder, cell.seed)
     trained = training.run(

@@ -55,6 +55,9 @@ class Grid(BaseModel):
     """Rows of train, or ``all``; a smaller set is contained in the larger ones."""
     validation_size: Size | None = None
     """Rows of validation; None takes all. Every try is scored on them after every epoch."""
+    test_size: Size | None = None
+    """Rows of test, the same for all seeds and methods; None takes all. Fewer cost less, where answers are generated
+    above all, and tell fewer methods apart."""
     learning_rates: Annotated[int, Field(ge=1, le=9)] | dict[str, Rates] = 3
     """How many each method tries, or for each adapter its own, equally many."""
     search: Literal["climb", "around"] = CLIMB
@@ -89,7 +92,17 @@ class Grid(BaseModel):
         sizes = [None if size == ALL else int(size) for size in self.sizes]
         search = self.search if isinstance(self.learning_rates, int) else AROUND
         return [
-            Cell(model, *loaded[t, a][:2], seed, size, self.validation_size, self._rates(a), loaded[t, a][2], search)
+            Cell(
+                model,
+                *loaded[t, a][:2],
+                seed,
+                size,
+                self.validation_size,
+                self._rates(a),
+                loaded[t, a][2],
+                search,
+                self.test_size,
+            )
             for model, t, size, seed, a in itertools.product(
                 self.models, range(len(self.tasks)), sizes, self.seeds, range(len(self.adapters))
             )
@@ -184,6 +197,8 @@ class Cell(NamedTuple):
     """``TrainingArguments`` given for the whole grid."""
     search: str = AROUND
     """How rates are found that are not given."""
+    test_size: int | None = None
+    """Rows of test; None is all."""
 
     @property
     def key(self) -> str:
@@ -206,14 +221,15 @@ class Cell(NamedTuple):
         return f"{self.adapter.name} on {self.task.name}, {rows}, seed {self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it: both recipes whole. ``search`` only where rates are searched for, so that cells from before
-        there was such a thing keep their names."""
+        """As JSON has it: both recipes whole. ``search`` only where rates are searched for, and ``test_size`` only
+        where it is given, so that cells from before there were such things keep their names."""
         values = {
             **self._asdict(),
             "task": self.task.model_dump(mode="json"),
             "adapter": self.adapter.model_dump(mode="json"),
         }
-        return values if self.search == CLIMB else {k: v for k, v in values.items() if k != "search"}
+        without = {"search": AROUND, "test_size": None}
+        return {k: v for k, v in values.items() if k not in without or v != without[k]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Cell:

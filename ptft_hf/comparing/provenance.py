@@ -19,7 +19,7 @@ def sections(results: Sequence[Result], margin: float, command: str) -> Iterator
     place = _Place(len({result["cell"]["model"] for result in results}) > 1)
     if failed:
         yield Section("Cells that failed", 2, [_failures(failed, place)])
-    yield Section("How each number was obtained", 2, [Code(command), _methods_used(margin)])
+    yield Section("How each number was obtained", 2, [Code(command), _methods_used(results, margin)])
     if not finished:
         return
     yield Section(
@@ -92,7 +92,8 @@ def _machine(result: Result) -> str:
     )
 
 
-def _methods_used(margin: float) -> list[str]:
+def _methods_used(results: Sequence[Result], margin: float) -> list[str]:
+    parts = sorted({size for result in results if (size := result["cell"].get("test_size")) is not None})
     return [
         "A cell is one method, on one task, with one seed and one training set, in a process of its own. Each "
         "method tries as many learning rates, about its own default (where a cell's file has search: climb, a higher "
@@ -100,6 +101,7 @@ def _methods_used(margin: float) -> list[str]:
         "anew, and the test set is read once, by the chosen run.",
         "Smaller training sets are stratified, and parts of the larger ones; at a seed all methods get the same "
         "rows.",
+        *(f"Of test {size:,} rows are read: stratified, and the same in every cell." for size in parts),
         f"Intervals are Student's t over seeds (from {BOOTSTRAP_SEEDS} seeds on a symmetric bootstrap-t); those "
         "of differences are over differences at the same seed. They tell how runs scatter on this test set, and "
         "are not corrected for their number.",

@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 HELD_OUT_FRACTION = 0.1  # of train, for each of validation and test that is missing
+TEST_SEED = 0  # of the part of test that `take` keeps
 
 Policy = Literal["warn", "drop", "error"]
 
@@ -221,13 +222,14 @@ def clean_splits(splits: Splits, how: Cleaning) -> Splits:
 
 
 def take(splits: Splits, rows: Mapping[str, int], label_column: str | None, seed: int) -> Splits:
-    """A part of train or validation, for learning curves: stratified, and nested (`subsets.nested_order`).
+    """A part of a split, for learning curves and quick looks: stratified, and nested (`subsets.nested_order`).
 
     Args:
         splits: What `load_splits` or `check_leakage` returned.
         rows: How many rows to keep, by split; a split that is not named stays whole.
         label_column: To stratify by; None for a random choice.
-        seed: Decides which rows: with the same seed and data, the same.
+        seed: Decides which rows of train and validation: with the same seed and data, the same. Those of test do not
+            depend on it, since runs with different seeds are compared on the same examples.
 
     Raises:
         DataError: A split has fewer rows than are asked for.
@@ -244,9 +246,10 @@ def take(splits: Splits, rows: Mapping[str, int], label_column: str | None, seed
         table = getattr(splits, name)
         stratified = label_column in table.column_names
         labels = table[label_column][:] if stratified else [0.0] * len(table)
-        kept = sorted(subsets.nested_order(labels, seed)[:count])
+        used = TEST_SEED if name == "test" else seed
+        kept = sorted(subsets.nested_order(labels, used)[:count])
         how = "stratified" if stratified else "at random"
-        notes.append(f"{name}: {count:,} of {len(table):,} rows are taken ({how}, seed {seed})")
+        notes.append(f"{name}: {count:,} of {len(table):,} rows are taken ({how}, seed {used})")
         splits = splits._replace(**{name: table.select(kept)})
     return splits._replace(notes=notes)
 
