@@ -201,7 +201,7 @@ def compare(
     ] = None,
     validation_size: Annotated[int | None, typer.Option(help="Validation rows; all by default.")] = None,
     test_size: Annotated[
-        int | None, typer.Option(help="Test rows, the same for all; all by default.")
+        int | None, typer.Option(help="Test rows, the same for all methods; all by default.")
     ] = None,
     learning_rates: Annotated[
         int | None, typer.Option(help="Tries for each method, of which validation chooses; 3 by default.")

@@ -56,8 +56,8 @@ class Grid(BaseModel):
     validation_size: Size | None = None
     """Rows of validation; None takes all. Every try is scored on them after every epoch."""
     test_size: Size | None = None
-    """Rows of test, the same for all seeds and methods; None takes all. Fewer cost less, where answers are generated
-    above all, and tell fewer methods apart."""
+    """Rows of test, the same for all methods, and for all seeds unless test is cut from train; None takes all. Fewer
+    cost less, where answers are generated above all, and tell fewer methods apart."""
     learning_rates: Annotated[int, Field(ge=1, le=9)] | dict[str, Rates] = 3
     """How many each method tries, or for each adapter its own, equally many."""
     search: Literal["climb", "around"] = CLIMB

@@ -101,7 +101,11 @@ def _methods_used(results: Sequence[Result], margin: float) -> list[str]:
         "anew, and the test set is read once, by the chosen run.",
         "Smaller training sets are stratified, and parts of the larger ones; at a seed all methods get the same "
         "rows.",
-        *(f"Of test {size:,} rows are read: stratified, and the same in every cell." for size in parts),
+        *(
+            f"Of test {size:,} rows are read, stratified where rows have classes: the same for all methods, and for "
+            "all seeds unless test was cut from train."
+            for size in parts
+        ),
         f"Intervals are Student's t over seeds (from {BOOTSTRAP_SEEDS} seeds on a symmetric bootstrap-t); those "
         "of differences are over differences at the same seed. They tell how runs scatter on this test set, and "
         "are not corrected for their number.",
