@@ -283,12 +283,15 @@ def test_cells_run_in_processes_of_their_own_and_a_failure_is_a_result(
         "2",
     ]
     flags += ["--adapters", f"partial/head_only,{broken}", "--learning-rates", "1", "--sizes", "24"]
+    flags += ["--test-size", "8"]
     flags += [part for setting in FAST for part in ("--set", setting)]
     done = ptft("compare", *flags)
     assert done.code == 0, done.err
     assert "[2/2]" in done.err and "FAILED" in done.err
     assert "partial/head_only" in done.out and "report.html" in done.out and "1 of 2 cells failed" in done.out
     results = [json.loads(file.read_text("utf-8")) for file in (tmp_path / "out" / "cells").iterdir()]
+    (good,) = (result for result in results if result["status"] == "finished")
+    assert len(good["test"]["outcomes"]) == 8
     (bad,) = (result for result in results if result["status"] == "failed")
     assert "PEFT cannot put LORA" in bad["error"] and "Traceback" not in bad["error"]
     assert len(list((tmp_path / "out" / "logs").iterdir())) == 1  # the failed one's
@@ -472,6 +475,9 @@ def test_a_recipe_written_into_a_grid_is_told_where_recipes_belong(tmp_path: Pat
 def test_the_command_refuses_without_a_traceback(ptft: Ptft, tmp_path: Path):  # noqa: F811
     done = ptft("compare", "--model", "m", "--output", tmp_path / "out", "--seeds", ",")
     assert done.code == 2 and "seeds: ',' names none" in done.err and "Traceback" not in done.err
+    flags = ["--model", "m", "--task", "t.yaml", "--adapters", "full/default", "--test-size", "0"]
+    done = ptft("compare", *flags, "--output", tmp_path / "out")
+    assert done.code == 2 and "test_size: input should be greater than or equal to 1, not 0" in done.err
     done = ptft("compare", tmp_path / "none.yaml", "--output", tmp_path / "out")
     assert done.code == 2 and "there is no such file" in done.err
     assert not (tmp_path / "out").exists()

@@ -95,13 +95,13 @@ class Grid(BaseModel):
             Cell(
                 model,
                 *loaded[t, a][:2],
-                seed,
-                size,
-                self.validation_size,
-                self._rates(a),
-                loaded[t, a][2],
-                search,
-                self.test_size,
+                seed=seed,
+                size=size,
+                validation_size=self.validation_size,
+                rates=self._rates(a),
+                training=loaded[t, a][2],
+                search=search,
+                test_size=self.test_size,
             )
             for model, t, size, seed, a in itertools.product(
                 self.models, range(len(self.tasks)), sizes, self.seeds, range(len(self.adapters))
