@@ -178,7 +178,7 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
     rows = torch.arange(min(run.batch, run.config.per_device_train_batch_size))
     with counter.counting() as counted:
         experience, _ = make_experience(run, made, [0.0] * run.batch, read)
-        learning.backward(run, experience.take(rows), made.mask.sum(), experience.forward)
+        learning.backward(run, experience.take(rows), made.mask.sum(), experience.forward, last=True)
         learnt = counted()
     gradients = size_of(p.grad for p in trained if p.grad is not None)
     before = counter.kinds.get(OPTIMIZER, 0)

@@ -36,25 +36,34 @@ def step(run: Run, experience: Experience, rows: Tensor) -> dict[str, float]:
     """
     config, tokens = run.config, experience.rollouts.mask[rows].sum()
     sums: dict[str, Tensor] = {}
-    for part in torch.split(rows[run.rank :: run.world], config.per_device_train_batch_size):
-        for name, value in backward(run, experience.take(part), tokens, experience.forward).items():
+    parts = torch.split(rows[run.rank :: run.world], config.per_device_train_batch_size)
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        for name, value in backward(run, experience.take(part), tokens, experience.forward, last).items():
             sums[name] = sums.get(name, torch.zeros((), device=run.device)) + value
-    norms = {}
-    for name, parameters in run.trained.items():
-        own = [p for p in parameters.values() if p.grad is not None]
-        run.add_up_gradients([p for p in own if not sharding.is_sharded(p)])  # the others' have been
-        norm = sharding.clip(own, config.max_grad_norm or math.inf) if own else 0.0
-        norms["policy/grad_norm" if name == "policy" else "val/grad_norm"] = norm
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    policy_norm, critic_norm = apply_gradients(run) if run.zero is None else run.zero.step()
     names = list(sums)
     totals = run.summed(torch.stack([sums[name] for name in names])) / tokens
-    return {**dict(zip(names, totals.tolist(), strict=True)), **norms}
+    figures = dict(zip(names, totals.tolist(), strict=True))
+    return {**figures, "policy/grad_norm": policy_norm, "val/grad_norm": critic_norm}
 
 
-def backward(run: Run, batch: Experience, tokens: Tensor, held: list[Forward]) -> dict[str, Tensor]:
+def apply_gradients(run: Run) -> list[float]:
+    """A step of the optimizer with the gradients of all processes; returns the policy's and the critic's norm, which
+    are clipped each by itself."""
+    norms = []
+    for parameters in run.trained.values():
+        own = [p for p in parameters.values() if p.grad is not None]
+        run.add_up_gradients([p for p in own if not sharding.is_sharded(p)])  # the others' have been
+        norms.append(sharding.clip(own, run.config.max_grad_norm or math.inf) if own else 0.0)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return norms
+
+
+def backward(run: Run, batch: Experience, tokens: Tensor, held: list[Forward], last: bool) -> dict[str, Tensor]:
     """Gradients of one pass, added to those of the passes before; returns sums over its tokens. The critic's part of
-    it is taken out of ``held``, if it has run.
+    it is taken out of ``held``, if it has run. The step's ``last`` pass is followed by no other.
 
     Each part's backward pass happens while it plays: what is computed again for it meets the same adapter.
     """
@@ -72,7 +81,7 @@ def backward(run: Run, batch: Experience, tokens: Tensor, held: list[Forward]) -
             if found is not None:
                 policy = policy_losses(found)
                 loss = loss + policy.losses.sum() / tokens
-        loss.backward()  # type: ignore[no-untyped-call]
+        run.backward(loss, last and found is not None)
     sums = {"loss/value_avg": value.losses.sum().detach(), "val/clipfrac_avg": value.clipped.sum()}
     if found is None:
         del now, value, loss
@@ -82,7 +91,7 @@ def backward(run: Run, batch: Experience, tokens: Tensor, held: list[Forward]) -
             with run.autocast():
                 found = policy_logprobs(run, model, batch.rollouts)
                 policy = policy_losses(found)
-            (policy.losses.sum() / tokens).backward()  # type: ignore[no-untyped-call]
+            run.backward(policy.losses.sum() / tokens, last)
     difference = (found.logprobs - batch.logprobs).detach() * mask
     return {
         **sums,

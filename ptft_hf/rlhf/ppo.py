@@ -2,11 +2,13 @@
 
 ``torchrun --nproc_per_node 2 -m ptft_hf.rlhf.ppo ...`` runs it on several processes. Each samples and learns from its
 share of an update's answers; all of them hold the whole update's numbers, so that whitening, losses and steps are
-those of one process. ``accelerate launch --use_fsdp --fsdp_version 2 ...`` shards the models' layers among them.
+those of one process. ``accelerate launch --use_fsdp --fsdp_version 2 ...`` shards the models' layers among them,
+``--use_deepspeed --zero_stage 2 ...`` what the optimizer holds.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,7 +21,17 @@ from torch import Tensor
 from ptft_hf import checkpoints, models, records, report, training
 from ptft_hf.errors import ModelError, RecipeError
 from ptft_hf.planning import showing
-from ptft_hf.rlhf import doctor, forecasting, ppo_math, reward_names, rollouts, saving, sharding, watching
+from ptft_hf.rlhf import (
+    doctor,
+    forecasting,
+    ppo_math,
+    reward_names,
+    rollouts,
+    saving,
+    sharding,
+    watching,
+    zero,
+)
 from ptft_hf.rlhf.experience import make_experience, read_answers
 from ptft_hf.rlhf.learning import learn_from
 from ptft_hf.rlhf.preparing import (
@@ -91,7 +103,7 @@ def train_ppo(
 
     # 2. What it needs: prompts, one base with an adapter for each part (or models of their own), rewards.
     ready = prepare(plan, data)
-    run = Run(plan, ready, folder, sharding.settings())
+    run = Run(plan, ready, folder, sharding.settings(), zero.settings())
     written = identity(run)
     start = records.find_start(folder, written, run.is_main) if resume else None
     forecast = forecasting.before_run(run) if run.is_main else None
@@ -120,16 +132,18 @@ def train_ppo(
 class Run(Processes):
     """A run of PPO: its parts, and where it is."""
 
-    def __init__(self, plan: Plan, ready: Ready, folder: Path, fsdp: Any = None) -> None:
+    def __init__(
+        self, plan: Plan, ready: Ready, folder: Path, fsdp: Any = None, deepspeed: dict[str, Any] | None = None
+    ) -> None:
         import accelerate
 
         self.plan, self.ready, self.folder, self.config = plan, ready, folder, plan.config
         self.roles = ready.roles
         super().__init__(accelerate.Accelerator(cpu=not torch.cuda.is_available()), uses_bf16(plan.config))
-        if self.accelerator.distributed_type.value in ("DEEPSPEED", "MEGATRON_LM"):
+        if self.accelerator.distributed_type.value == "MEGATRON_LM":
             raise RecipeError(
-                f"{self.accelerator.distributed_type.value} takes one model with its optimizer, and PPO has several "
-                "parts on one base; FSDP 2 shards them (accelerate launch --use_fsdp --fsdp_version 2)"
+                "Megatron-LM has models of its own, and PPO has several parts on one base; FSDP 2 shards them "
+                "(accelerate launch --use_fsdp --fsdp_version 2)"
             )
         self.sharded = fsdp is not None
         if self.sharded:
@@ -146,6 +160,8 @@ class Run(Processes):
                     plain = models.plain_model(role.model)
                     plain.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = self._optimizer()
+        most = self.config.max_grad_norm or math.inf
+        self.zero = None if deepspeed is None else zero.Zero(self.optimizer, deepspeed, self, most)
         self.scheduler = make_schedule(self.config, self.optimizer, self.updates)
         self.controller: ppo_math.AdaptiveKLController | ppo_math.FixedKLController
         if self.config.adap_kl_ctrl:
@@ -171,6 +187,13 @@ class Run(Processes):
         return torch.optim.AdamW(
             groups, betas=betas, eps=config.adam_epsilon, weight_decay=config.weight_decay, **options
         )
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Gradients of one of a step's passes, added to those of the passes before; no other follows the ``last``."""
+        if self.zero is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self.zero.backward(loss, last)
 
     # ---- 3. the story ----
 
@@ -219,7 +242,8 @@ class Run(Processes):
                 if (self.is_main or self.sharded) and watching.is_due(self, config.num_sample_generations):
                     watching.sample_held_out(self)
                 sound = all(finding["name"] != watching.FATAL for finding in self.findings)
-                if (self.is_main or self.sharded) and sound and (stop or watching.saves_now(self)):
+                sends = self.is_main or self.sharded or self.zero is not None
+                if sends and sound and (stop or watching.saves_now(self)):
                     saving.save_checkpoint(self, self.folder / "checkpoints")
                 self.accelerator.wait_for_everyone()
                 if stop:

@@ -33,7 +33,8 @@ def save_checkpoint(run: Any, folder: Path) -> None:
         folder: Where checkpoints are.
     """
     tensors = {f"{part}/{name}": p.detach() for part, ps in run.trained.items() for name, p in ps.items()}
-    tensors, optimizer = (gathered(run, state) for state in (tensors, run.optimizer.state_dict()))
+    states = run.optimizer if run.zero is None else run.zero
+    tensors, optimizer = (gathered(run, state) for state in (tensors, states.state_dict()))
     if not run.is_main:
         return
     staging = folder / f"{checkpoints.STAGING}-{run.update}"
@@ -92,11 +93,14 @@ def load_checkpoint(run: Any, folder: Path) -> None:
         for name, parameter in own.items():
             parameter.copy_(sharding.as_part(tensors[name], parameter))
     steps = torch.load(folder / OPTIMIZER, weights_only=True)
-    trained = [p for group in run.optimizer.param_groups for p in group["params"]]
-    for number, state in steps["optimizer"]["state"].items():
-        like = trained[number]
-        state |= {k: sharding.as_part(v, like) for k, v in state.items() if v.shape == like.shape}
-    run.optimizer.load_state_dict(steps["optimizer"])
+    if run.zero is not None:
+        run.zero.load_state_dict(steps["optimizer"])
+    else:
+        trained = [p for group in run.optimizer.param_groups for p in group["params"]]
+        for number, state in steps["optimizer"]["state"].items():
+            like = trained[number]
+            state |= {k: sharding.as_part(v, like) for k, v in state.items() if v.shape == like.shape}
+        run.optimizer.load_state_dict(steps["optimizer"])
     run.scheduler.load_state_dict(steps["scheduler"])
     state = checkpoints.read_json(folder / STATE)
     run.update, run.episode, run.history = state["update"], state["episode"], state["history"]

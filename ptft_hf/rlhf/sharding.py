@@ -22,12 +22,14 @@ def settings() -> Any:
     """accelerate's plugin, as ``accelerate launch --use_fsdp --fsdp_version 2`` or a file of it sets it; else None.
 
     Raises:
-        RecipeError: It is FSDP 1, which wraps a model whole and trains all of it.
+        RecipeError: It is FSDP 1, which wraps a model whole and trains all of it; or there is one process.
     """
     from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 
-    if not parse_flag_from_env("ACCELERATE_USE_FSDP") or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        raise RecipeError("FSDP: one process has nobody to share with; set --num_processes, or leave it out")
     found = FullyShardedDataParallelPlugin()
     if found.fsdp_version != 2:
         raise RecipeError("FSDP 1 cannot hold PPO's parts; set fsdp_version: 2 (accelerate launch --fsdp_version 2)")
