@@ -313,6 +313,11 @@ def test_in_full_with_models_of_their_own(llama: Path, tmp_path: Path) -> None:
         )
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert (tmp_path / "run/critic/model.safetensors").is_file()
+    # Policy, reference and the critic's trunk are three models; the head is a row and its bias.
+    one = sum(value.numel() for value in before.values())
+    head = before["model.embed_tokens.weight"].shape[1] + 1
+    output = before["lm_head.weight"].numel()  # the critic's takes no part
+    assert record["parameters"] == {"trainable": 2 * one - output + head, "total": 3 * one + head}
     run = make_run(llama, tmp_path / "again", adapter="full/default")
     reference = run.roles.reference.model
     run.learn()

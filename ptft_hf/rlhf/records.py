@@ -108,13 +108,14 @@ def make_record(run: Any, peak: float) -> dict[str, Any]:
     """The content of ``run.json``."""
     written = checkpoints.read_json(run.folder / run_records.SETTINGS)
     trainable = sum(p.numel() for part in run.trained.values() for p in part.values())
+    held = {id(m): m for role in run.roles if role is not None for m in (role.model, role.head) if m is not None}
     return {
         "ptft_hf": importlib.metadata.version("ptft-hf"),
         "stage": "ppo",
         "output_dir": str(run.folder),
         **{name: written[name] for name in ("model", "task", "adapter", "reward", "judge", "seed", "data")},
         "settings": run.config.model_dump(mode="json"),
-        "parameters": {"trainable": trainable, "total": models.count_parameters(run.roles.policy.model)[1]},
+        "parameters": {"trainable": trainable, "total": sum(models.count_parameters(m)[1] for m in held.values())},
         "training": {
             "updates": run.updates,
             "answers_per_update": run.batch,

@@ -61,7 +61,7 @@ def settings() -> dict[str, Any] | None:
     if importlib.util.find_spec("deepspeed") is None:
         problems.append("deepspeed is not installed: pip install deepspeed")
     if problems:
-        raise RecipeError("; ".join(f"DeepSpeed: {problem}" for problem in problems))
+        raise RecipeError(*(f"DeepSpeed: {problem}" for problem in problems))
     return given
 
 
