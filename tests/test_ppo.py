@@ -50,10 +50,10 @@ def llama(language_model: Callable[[str], Path]) -> Path:
 
 
 def make_run(
-    policy: Path, folder: Path, reward: Any = share_of_good, adapter: Any = LORA, **settings: Any
+    policy: Path, folder: Path, reward: Any = share_of_good, adapter: Any = LORA, judge: Any = None, **settings: Any
 ) -> ppo.Run:
     """A run before its first update."""
-    plan = make_plan(policy, reward, recipe(), adapter, None, 1, {**QUICK, **settings})
+    plan = make_plan(policy, reward, recipe(), adapter, judge, 1, {**QUICK, **settings})
     folder.mkdir(parents=True, exist_ok=True)
     return ppo.Run(plan, prepare(plan, prompts()), folder)
 
@@ -109,9 +109,9 @@ def test_the_adaptive_controller_moves_the_coefficient(llama: Path, tmp_path: Pa
 # ---- one base, or models of their own ----
 
 
-def reward_folder(base: Path, folder: Path) -> Path:
+def reward_folder(base: Path, folder: Path, seed: int = 3) -> Path:
     """A reward model that is a LoRA with a head, as PEFT saves it."""
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     with models.quiet():
         model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
         config = peft.LoraConfig(
@@ -176,7 +176,7 @@ def separate(run: ppo.Run, base: Path, reward: StandAlone) -> None:
         roles.Role(alone("default"), "default"),
         roles.Role(load().requires_grad_(False)),
         roles.Role(alone("critic"), "default", head),
-        None,
+        {},
     )
     run.roles = parts
     run.ready = run.ready._replace(roles=parts, reward=type(run.ready.reward)([reward], [1.0]))
@@ -290,8 +290,7 @@ def test_where_a_base_lies_in_its_checkpoint_is_not_said_of_a_run_on_it(adapter:
 
 def test_a_critic_starts_from_the_reward_model(llama: Path, tmp_path: Path) -> None:
     run = make_run(llama, tmp_path / "run", str(reward_folder(llama, tmp_path / "reward")), adapter=LORA)
-    critic, reward = run.roles.critic, run.roles.reward
-    assert reward is not None
+    critic, (reward,) = run.roles.critic, run.roles.scorers.values()
     made = rollouts.collate([[5, 6, 7], [8]], [[9, 10], [11]], frozenset({2}), 0)
     with torch.no_grad():
         with critic.playing():
@@ -300,6 +299,33 @@ def test_a_critic_starts_from_the_reward_model(llama: Path, tmp_path: Path) -> N
         with reward.playing():
             scores = reward.scores(made)
     torch.testing.assert_close(torch.stack([last[0, 1], last[1, 0]]), scores)
+
+
+def test_several_rewards_and_the_judge_are_adapters_on_the_one_base(llama: Path, tmp_path: Path) -> None:
+    folders = [reward_folder(llama, tmp_path / f"reward{seed}", seed) for seed in (3, 4, 5)]
+    given = [str(folders[0]), f"-0.5*{folders[1]}"]
+    run = make_run(llama, tmp_path / "run", given, judge=str(folders[2]), adapter=LORA)
+    assert list(run.roles.scorers) == folders
+    assert {id(role.model) for role in run.roles.all} == {id(run.roles.policy.model)}
+    batch, _ = run.answer(run.next_prompts(), run.uniforms(run.batch))
+    assert run.ready.judge is not None
+    found = [*run.ready.reward.parts(batch).values(), *run.ready.judge.parts(batch).values()]
+    for folder, scores in zip(folders, found, strict=True):
+        assert scores == pytest.approx(StandAlone(llama, folder)(batch), rel=1e-5, abs=1e-6)
+    assert run.ready.reward(batch) == pytest.approx([a - 0.5 * b for a, b in zip(*found[:2], strict=True)])
+    # The critic starts from the first reward, and the judge's weights are nobody's start.
+    critic, first = run.roles.critic, run.roles.scorers[folders[0]]
+    assert critic.head is not None and first.head is not None
+    assert torch.equal(critic.head.weight, first.head.weight)
+    before = {name: value.clone() for name, value in run.roles.policy.model.state_dict().items() if "reward_" in name}
+    assert {name.split("reward_")[1][0] for name in before} == {"1", "2", "3"}
+    run.learn()
+    after = run.roles.policy.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    # A judge alone gives the critic no start.
+    alone = make_run(llama, tmp_path / "alone", length, judge=str(folders[2]), adapter=LORA)
+    assert list(alone.roles.scorers) == folders[2:]
+    assert alone.roles.critic.head is not None and not alone.roles.critic.head.weight.any()
 
 
 def test_in_full_with_models_of_their_own(llama: Path, tmp_path: Path) -> None:

@@ -86,8 +86,14 @@ def test_a_reward_on_the_base_is_counted_once_and_another_model_for_itself(llama
     alone = planned(llama)
     reward = str(reward_folder(llama, tmp_path / "reward"))
     on_base = planned(llama, reward)
-    assert planned(llama, reward, judge=reward).stages["loading"][forecasting.REWARDS] == 4 * numbers(llama)
     assert forecasting.REWARDS not in on_base.stages["loading"]
+    same = planned(llama, reward, judge=reward).stages["loading"]
+    assert forecasting.REWARDS not in same and same["weights"] == on_base.stages["loading"]["weights"]
+    two = planned(llama, reward, judge=str(reward_folder(llama, tmp_path / "judge", 4))).stages["loading"]
+    assert forecasting.REWARDS not in two and two["weights"] > on_base.stages["loading"]["weights"]
+    # In full it is a model of its own.
+    full = planned(llama, reward, "full/default", learning_rate=1e-4)
+    assert full.stages["loading"][forecasting.REWARDS] == 4 * numbers(llama)
     assert on_base.stages["loading"]["weights"] > alone.stages["loading"]["weights"]
     other = make_checkpoint("bert", tmp_path / "bert", auto="AutoModelForSequenceClassification")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(other)

@@ -69,9 +69,9 @@ def test_here_no_part_moves_with_the_policy(llama: Path, tmp_path: Path) -> None
     config = peft.PeftConfig.from_pretrained(str(sft))
     from ptft_hf.adapters import recipe_of_config
 
-    parts = roles.on_one_base(load(llama), recipe_of_config(config), sft, reward=reward)
-    assert parts.reward is not None
-    others = (parts.reference, parts.critic, parts.reward)
+    parts = roles.on_one_base(load(llama), recipe_of_config(config), sft, rewards=[reward])
+    scorer = parts.scorers[reward]
+    others = (parts.reference, parts.critic, scorer)
     before = [states(role) for role in others]
     policy = states(parts.policy)
     assert torch.equal(policy, before[0])  # the policy starts from the reference
@@ -80,7 +80,7 @@ def test_here_no_part_moves_with_the_policy(llama: Path, tmp_path: Path) -> None
     assert all(torch.equal(states(role), one) for role, one in zip(others, before, strict=True))
     disturb(parts.trained()["critic"])
     assert not torch.allclose(states(parts.critic), before[1])
-    assert torch.equal(states(parts.reward), before[2]) and torch.equal(states(parts.reference), before[0])
+    assert torch.equal(states(scorer), before[2]) and torch.equal(states(parts.reference), before[0])
 
 
 def test_without_an_sft_adapter_the_reference_is_the_base_itself(llama: Path) -> None:
@@ -95,19 +95,18 @@ def test_playing_leaves_what_is_trained_trained_and_what_is_frozen_frozen(
     llama: Path, tmp_path: Path
 ) -> None:
     reward = reward_folder(llama, tmp_path / "reward")
-    parts = roles.on_one_base(load(llama), recipe(), reward=reward)
+    parts = roles.on_one_base(load(llama), recipe(), rewards=[reward])
     model = parts.policy.model
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     assert {n.split(".")[-2] for n, on in flags.items() if on} == {"default", "critic"}
-    assert parts.reward is not None
-    for role in (parts.policy, parts.reference, parts.critic, parts.reward):
+    for role in parts.all:
         with role.playing():
             assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
         assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
         assert model.active_adapter == "default"
     # PEFT's own switch would have made the reward trainable, and frozen the policy.
-    model.set_adapter("reward")
-    assert {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad} == {"reward"}
+    model.set_adapter("reward_1")
+    assert {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad} == {"reward_1"}
 
 
 def test_an_error_inside_leaves_the_model_as_it_was(llama: Path) -> None:

@@ -33,8 +33,8 @@ from ptft_hf.rlhf.preparing import (
     build_roles,
     make_plan,
     of_adapter_folder,
+    on_base,
     prepare,
-    reward_on_base,
     save_every,
     uses_bf16,
 )
@@ -167,11 +167,11 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
         )
     made = _largest(run)
     with counter.counting() as counted:
-        if run.roles.reward is not None:
-            own = torch.arange(len(run.share(range(run.batch))))
-            with torch.no_grad(), run.roles.reward.playing():
+        own = torch.arange(len(run.share(range(run.batch))))
+        for role in run.roles.scorers.values():
+            with torch.no_grad(), role.playing():
                 for some in torch.split(own, run.config.local_rollout_forward_batch_size):
-                    run.roles.reward.scores(made.take(some))
+                    role.scores(made.take(some))
         zeros = torch.zeros(len(run.share(range(run.batch))), run.config.response_length, device=run.device)
         read = read_answers(run, made, rollouts.LogProbs(zeros, zeros))
         reading = counted()
@@ -186,7 +186,7 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
         run.optimizer.step()
     optimizer = counter.kinds.get(OPTIMIZER, 0) - before
     policy = run.roles.policy.model
-    whole = models.adapter_kind(policy) is None
+    whole, beside = models.adapter_kind(policy) is None, roles.beside_the_policy(policy)
     half = torch.bfloat16 if run.bf16 else None
     packed = models.packed_bytes(policy, half) if run.device.type == "cpu" else 0
     sums = Sums(
@@ -199,7 +199,7 @@ def _count(counter: Counter, plan: Plan, ready: Ready, folder: Path) -> tuple[Su
         gradients,
         optimizer,
         size_of([*policy.parameters(), *run.roles.critic.model.parameters()]) if whole else size_of(trained),
-        size_of(p for n, p in policy.named_parameters() if not any(f".{part}." in n for part in roles.OTHERS)),
+        size_of(p for n, p in policy.named_parameters() if not any(f".{part}." in n for part in beside)),
         run.config.gradient_accumulation_steps > 1,
         _shapes(run) * len(reading.products | learnt.products),
     )
@@ -243,11 +243,11 @@ def _is_function(given: Any) -> bool:
 
 
 def _models(plan: Plan) -> dict[str, int]:
-    """See :attr:`Sums.rewards`. The judge is a model of its own even if it is the reward on the base."""
-    shared, found = reward_on_base(plan), {}
+    """See :attr:`Sums.rewards`."""
+    shared, found = on_base(plan, _rewards(plan)), {}
     for text in (str(item) for item in _rewards(plan) if not _is_function(item)):
         place = Path(reward_names.parse(text).source)
-        if place != shared or text == str(plan.judge):
+        if place not in shared:
             is_adapter = (place / "adapter_config.json").is_file()
             shapes = skeletons.stored_shapes(of_adapter_folder(place)[1] if is_adapter else str(place), {})
             found[text] = FLOAT_BYTES * sum(int(torch.Size(shape).numel()) for shape in shapes.values())

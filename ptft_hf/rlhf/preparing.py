@@ -206,26 +206,23 @@ def build_roles(plan: Plan, base: Any) -> roles.Roles:
     """The parts of a run, as adapters of its base or as models of their own."""
     if not isinstance(plan.adapter, PeftRecipe):
         return roles.in_full(base, value_model=plan.config.value_model)
-    options: dict[str, Any] = {"reward": reward_on_base(plan), "value_model": plan.config.value_model}
-    return roles.on_one_base(base, plan.adapter, plan.given, **options)
+    scorers, judge = on_base(plan, plan.reward), on_base(plan, [plan.judge])
+    options: dict[str, Any] = {"rewards": scorers, "judge": next(iter(judge), None)}
+    return roles.on_one_base(base, plan.adapter, plan.given, value_model=plan.config.value_model, **options)
 
 
-def reward_on_base(plan: Plan) -> Path | None:
-    """The reward that is an adapter on the policy's base: the first that is; further ones are models of their own."""
+def on_base(plan: Plan, given: Sequence[Any]) -> list[Path]:
+    """Folders of those rewards that are adapters on the policy's base; others are models of their own."""
     peft_type = plan.adapter.peft_type if isinstance(plan.adapter, PeftRecipe) else None
-    specs = [reward_names.parse(str(r)) for r in plan.reward if isinstance(r, str | Path)]
-    folders = [Path(spec.source) for spec in specs if spec.label is None]
-    return next((folder for folder in folders if roles.is_reward_adapter(folder, plan.base, peft_type)), None)
+    specs = [reward_names.parse(str(one)) for one in given if isinstance(one, str | Path)]
+    folders = [Path(spec.source) for spec in specs if not spec.end]
+    return [folder for folder in folders if roles.is_reward_adapter(folder, plan.base, peft_type)]
 
 
 def _rewards(plan: Plan, parts: roles.Roles) -> tuple[rewards.WeightedSum, rewards.WeightedSum | None]:
-    size, shared = plan.config.local_rollout_forward_batch_size, reward_on_base(plan)
-
-    def role_of(folder: Path) -> roles.Role | None:
-        return parts.reward if folder == shared else None
-
-    reward = rewards.build(plan.reward, role_of, size)
-    judge = None if plan.judge is None else rewards.build([plan.judge], lambda _: None, size, "--judge")
+    size = plan.config.local_rollout_forward_batch_size
+    reward = rewards.build(plan.reward, parts.scorers.get, size)
+    judge = None if plan.judge is None else rewards.build([plan.judge], parts.scorers.get, size, "--judge")
     return reward, judge
 
 

@@ -108,7 +108,7 @@ def make_record(run: Any, peak: float) -> dict[str, Any]:
     """The content of ``run.json``."""
     written = checkpoints.read_json(run.folder / run_records.SETTINGS)
     trainable = sum(p.numel() for part in run.trained.values() for p in part.values())
-    held = {id(m): m for role in run.roles if role is not None for m in (role.model, role.head) if m is not None}
+    held = {id(m): m for role in run.roles.all for m in (role.model, role.head) if m is not None}
     return {
         "ptft_hf": importlib.metadata.version("ptft-hf"),
         "stage": "ppo",

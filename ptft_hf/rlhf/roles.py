@@ -1,4 +1,4 @@
-"""The four parts in PPO (policy, reference, critic, reward model), on one base or on models of their own.
+"""The parts in PPO (policy, reference, critic, reward models, judge), on one base or on models of their own.
 
 On one base each part is an adapter of a single ``PeftModel``, and the reference may be the base alone; the weights of
 the base are there once. ``default`` is the policy's adapter, so that plain PEFT saves and loads it as its own.
@@ -7,7 +7,7 @@ the base are there once. ``default`` is the policy's adapter, so that plain PEFT
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +22,6 @@ from ptft_hf.recipes import AdapterRecipe, PeftRecipe
 from ptft_hf.rlhf.rollouts import Rollouts, as_rows, before_tokens, hidden_states
 
 POLICY, REFERENCE, CRITIC, REWARD = "default", "reference", "critic", "reward"
-OTHERS = (REFERENCE, CRITIC, REWARD)
-"""Adapters on the base beside the policy's."""
 HEAD = "score"
 """Name of the head that transformers puts on decoders for sequence classification."""
 
@@ -87,8 +85,13 @@ class Roles(NamedTuple):
     policy: Role
     reference: Role
     critic: Role
-    reward: Role | None
-    """A reward model on the same base; other rewards are :mod:`ptft_hf.rlhf.rewards`' affair."""
+    scorers: dict[Path, Role]
+    """Reward models on the same base, and the judge, by their folders; others are :mod:`ptft_hf.rlhf.rewards`'
+    affair."""
+
+    @property
+    def all(self) -> list[Role]:
+        return [self.policy, self.reference, self.critic, *self.scorers.values()]
 
     @property
     def shares_trunk(self) -> bool:
@@ -167,7 +170,8 @@ def on_one_base(
     recipe: PeftRecipe,
     given: Any = None,
     *,
-    reward: Path | None = None,
+    rewards: Sequence[Path] = (),
+    judge: Path | None = None,
     value_model: str = "adapter",
 ) -> Roles:
     """All parts as adapters of one base.
@@ -178,13 +182,14 @@ def on_one_base(
         given: The folder of an adapter that the policy starts from and that is then the reference, too (an SFT
             adapter); or a ``PeftConfig`` for a new one; None makes a new one of the recipe. Without a folder the
             reference is the bare base.
-        reward: Folder of a reward model that is an adapter of the same method on the same base, from which the critic
-            starts, too.
+        rewards: Folders of reward models that are adapters of the same method on the same base; from the first the
+            critic starts, too.
+        judge: Such a folder, from which nothing starts.
         value_model: ``adapter`` or ``policy_trunk``.
 
     Raises:
         AdapterError: The recipe trains weights of the base, too.
-        ModelError: The reward's adapter does not fit.
+        ModelError: A reward's adapter does not fit.
     """
     pretrained = {id(p): name for name, p in base.named_parameters()}
     with models.quiet():
@@ -199,17 +204,23 @@ def on_one_base(
         if starts_from:
             model.load_adapter(str(given), REFERENCE, is_trainable=False)
         critic = Role(model, POLICY, new_head(model))
-        reward_role = None
-        if reward is not None:
-            weights, head = read_reward_adapter(reward, model)
-            reward_role = Role(model, REWARD, add_reward(model, reward, weights, head))
+        scorers: dict[Path, Role] = {}
+        for folder in dict.fromkeys([*rewards, *([] if judge is None else [judge])]):
+            name = f"{REWARD}_{len(scorers) + 1}"
+            weights, head = read_reward_adapter(folder, model)
+            scorers[folder] = Role(model, name, add_reward(model, folder, name, weights, head))
         if value_model == "adapter":
-            critic = _critic(model, reward_role)
+            critic = _critic(model, scorers[rewards[0]] if rewards else None)
     model.set_adapter(POLICY)
     _freeze(model, critic)
     models.to_float32(p for p in model.parameters() if p.requires_grad)
     model.eval()
-    return Roles(Role(model, POLICY), Role(model, REFERENCE if starts_from else None), critic, reward_role)
+    return Roles(Role(model, POLICY), Role(model, REFERENCE if starts_from else None), critic, scorers)
+
+
+def beside_the_policy(model: Any) -> list[str]:
+    """Names of the adapters that are on its base, too."""
+    return [name for name in getattr(model, "peft_config", {}) if name != POLICY]
 
 
 def _freeze(model: Any, critic: Role) -> None:
@@ -233,7 +244,7 @@ def new_head(model: Any) -> nn.Linear:
 
 def _critic(model: Any, reward: Role | None) -> Role:
     """A critic with an adapter of its own: the reward model's to start with, or a new one like the policy's."""
-    source = POLICY if reward is None else REWARD
+    source = POLICY if reward is None else str(reward.adapter)
     config = copy.deepcopy(model.peft_config[source])
     config.inference_mode = False
     model.add_adapter(CRITIC, config)
@@ -243,7 +254,7 @@ def _critic(model: Any, reward: Role | None) -> Role:
     with torch.no_grad():
         for name, parameter in parameters.items():
             if _belongs(name, CRITIC):
-                parameter.copy_(parameters[f".{name}.".replace(f".{CRITIC}.", f".{REWARD}.")[1:-1]])
+                parameter.copy_(parameters[f".{name}.".replace(f".{CRITIC}.", f".{source}.")[1:-1]])
     head = copy.deepcopy(reward.head)
     assert head is not None
     return Role(model, CRITIC, head.requires_grad_(True))
@@ -254,13 +265,13 @@ def in_full(model: Any, *, value_model: str = "adapter") -> Roles:
     reference = copy.deepcopy(model).requires_grad_(False).eval()
     models.unfreeze(model).eval()
     if value_model == "policy_trunk":
-        return Roles(Role(model), Role(reference), Role(model, None, new_head(model)), None)
+        return Roles(Role(model), Role(reference), Role(model, None, new_head(model)), {})
     trunk = copy.deepcopy(model)
     # The critic's own output embeddings take no part; tied ones are its input embeddings and do.
     output, inputs = trunk.get_output_embeddings(), trunk.get_input_embeddings()
     if output.weight is not inputs.weight:
         output.requires_grad_(False)
-    return Roles(Role(model), Role(reference), Role(trunk, None, new_head(model)), None)
+    return Roles(Role(model), Role(reference), Role(trunk, None, new_head(model)), {})
 
 
 # ---- a reward model on the same base ----
@@ -322,8 +333,8 @@ def _centre_of(folder: Path) -> float:
     return float(checkpoints.read_json(folder / "run.json").get("task_state", {}).get("centre", 0.0))
 
 
-def add_reward(model: Any, folder: Path, weights: Mapping[str, Tensor], head: nn.Linear) -> nn.Linear:
-    """Put the reward's adapter on the base; returns its head.
+def add_reward(model: Any, folder: Path, name: str, weights: Mapping[str, Tensor], head: nn.Linear) -> nn.Linear:
+    """Put a reward's adapter on the base, under this name; returns its head.
 
     Raises:
         ModelError: The adapter has other weights than this base takes.
@@ -334,9 +345,9 @@ def add_reward(model: Any, folder: Path, weights: Mapping[str, Tensor], head: nn
     config = peft.PeftConfig.from_pretrained(str(folder))
     config.task_type = "CAUSAL_LM"
     config.modules_to_save = [n for n in config.modules_to_save or () if n.rpartition(".")[2] != HEAD] or None
-    model.add_adapter(REWARD, config)
-    result = set_peft_model_state_dict(model, dict(weights), adapter_name=REWARD)
-    missing = [name for name in result.missing_keys if _belongs(name, REWARD)]
+    model.add_adapter(name, config)
+    result = set_peft_model_state_dict(model, dict(weights), adapter_name=name)
+    missing = [key for key in result.missing_keys if _belongs(key, name)]
     if missing or result.unexpected_keys:
         raise ModelError(
             f"{folder}: this reward model's adapter does not fit the policy's base: "

@@ -60,7 +60,7 @@ def shard(parts: Roles, plugin: Any, device: torch.device) -> None:
         # Losses are divided by the tokens of all processes already; gloo cannot scale while it sums.
         made.set_force_sum_reduction_for_comms(True)
         made.set_gradient_divide_factor(1.0)
-    heads = [role.head for role in parts if role is not None and role.head is not None]
+    heads = [role.head for role in parts.all if role.head is not None]
     for module in [*models.values(), *heads]:
         for tensor in [*module.parameters(), *module.buffers()]:
             if not is_sharded(tensor):
