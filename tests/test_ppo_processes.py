@@ -161,7 +161,8 @@ def test_what_deepspeed_cannot_do_here_is_named_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "deepspeed.json"
-    config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}, "fp16": {"enabled": True}}
+    stage = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "round_robin_gradients": True}
+    config = {"zero_optimization": stage, "fp16": {"enabled": True}, "bf16": {"enabled": False}}
     file.write_text(json.dumps({**config, "gradient_clipping": 0.5, "train_batch_size": "auto"}))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
@@ -170,12 +171,23 @@ def test_what_deepspeed_cannot_do_here_is_named_at_once(
     for part in (
         "zero_optimization.stage 3: is 1 or 2 here; FSDP 2 shares out the weights, too",
         "zero_optimization.offload_optimizer.device 'cpu': leave it out",
+        "zero_optimization.round_robin_gradients: leave it out",
         "fp16: leave it out; --set bf16=true",
         "gradient_clipping: leave it out; --set max_grad_norm=...",
         "one process has nobody to share with",
     ):
         assert part in str(raised.value)
-    assert "train_batch_size" not in str(raised.value)
+    assert "train_batch_size" not in str(raised.value) and "bf16: leave" not in str(raised.value)
+    # By the command it is said before anything is loaded, a line for each.
+    runs = Runs(tmp_path)
+    done = runs.start("run", env={**DEEPSPEED, "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)})
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    first, *lines = done.stderr.splitlines()
+    assert first.startswith("error: ") and len(lines) >= 6
+    assert all(line.startswith("  - DeepSpeed: ") for line in lines)
+    file.write_text("{")
+    with pytest.raises(RecipeError, match="DeepSpeed: "):
+        zero.settings()
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
     assert zero.settings() is None
 

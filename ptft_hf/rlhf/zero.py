@@ -38,13 +38,17 @@ def settings() -> dict[str, Any] | None:
     None without. What it leaves to ``auto`` is left out.
 
     Raises:
-        RecipeError: It asks for what would not happen, all of that at once; or DeepSpeed is not installed.
+        RecipeError: It cannot be read; it asks for what would not happen, all of that at once; or DeepSpeed is not
+            installed.
     """
     from accelerate.utils import DeepSpeedPlugin, parse_flag_from_env
 
     if not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         return None
-    given = _without_auto(DeepSpeedPlugin().deepspeed_config)
+    try:
+        given = _without_auto(DeepSpeedPlugin().deepspeed_config)
+    except (ValueError, OSError) as error:  # of a file
+        raise RecipeError(f"DeepSpeed: {error}") from error
     problems = [f"{key}: leave it out; {why}" for key, why in OURS.items() if _asks(key, given.get(key))]
     zero = given["zero_optimization"]
     if zero.get("stage") not in (1, 2):
@@ -52,6 +56,8 @@ def settings() -> dict[str, Any] | None:
             f"zero_optimization.stage {zero.get('stage')}: is 1 or 2 here; FSDP 2 shares out the weights, too "
             "(accelerate launch --use_fsdp --fsdp_version 2)"
         )
+    if zero.get("round_robin_gradients"):
+        problems.append("zero_optimization.round_robin_gradients: leave it out; checkpoints keep parameters in order")
     for name in ("offload_optimizer", "offload_param"):
         device = (zero.get(name) or {}).get("device") or "none"
         if device != "none":
