@@ -91,7 +91,7 @@ def main() -> None:
     command = ["compare", "--model", MODEL, "--task", TASK, "--adapters", ",".join(COMPARED), "--seeds", "0"]
     command += ["--sizes", "500", "--validation-size", "100", "--test-size", "500"]
     command += ["--learning-rates", "1", "--jobs", "3"]
-    command += ["--set", "num_train_epochs=2", "--set", "per_device_train_batch_size=16", "--set", "eval_strategy=no"]
+    command += ["--set", "num_train_epochs=2", "--set", "per_device_train_batch_size=8", "--set", "eval_strategy=no"]
     command += ["--output", str(folder)]
     subprocess.run(announced(console, command), check=True)
     console.print(
