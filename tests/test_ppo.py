@@ -301,33 +301,6 @@ def test_a_critic_starts_from_the_reward_model(llama: Path, tmp_path: Path) -> N
     torch.testing.assert_close(torch.stack([last[0, 1], last[1, 0]]), scores)
 
 
-def test_several_rewards_and_the_judge_are_adapters_on_the_one_base(llama: Path, tmp_path: Path) -> None:
-    folders = [reward_folder(llama, tmp_path / f"reward{seed}", seed) for seed in (3, 4, 5)]
-    given = [str(folders[0]), f"-0.5*{folders[1]}"]
-    run = make_run(llama, tmp_path / "run", given, judge=str(folders[2]), adapter=LORA)
-    assert list(run.roles.scorers) == folders
-    assert {id(role.model) for role in run.roles.all} == {id(run.roles.policy.model)}
-    batch, _ = run.answer(run.next_prompts(), run.uniforms(run.batch))
-    assert run.ready.judge is not None
-    found = [*run.ready.reward.parts(batch).values(), *run.ready.judge.parts(batch).values()]
-    for folder, scores in zip(folders, found, strict=True):
-        assert scores == pytest.approx(StandAlone(llama, folder)(batch), rel=1e-5, abs=1e-6)
-    assert run.ready.reward(batch) == pytest.approx([a - 0.5 * b for a, b in zip(*found[:2], strict=True)])
-    # The critic starts from the first reward, and the judge's weights are nobody's start.
-    critic, first = run.roles.critic, run.roles.scorers[folders[0]]
-    assert critic.head is not None and first.head is not None
-    assert torch.equal(critic.head.weight, first.head.weight)
-    before = {name: value.clone() for name, value in run.roles.policy.model.state_dict().items() if "reward_" in name}
-    assert {name.split("reward_")[1][0] for name in before} == {"1", "2", "3"}
-    run.learn()
-    after = run.roles.policy.model.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-    # A judge alone gives the critic no start.
-    alone = make_run(llama, tmp_path / "alone", length, judge=str(folders[2]), adapter=LORA)
-    assert list(alone.roles.scorers) == folders[2:]
-    assert alone.roles.critic.head is not None and not alone.roles.critic.head.weight.any()
-
-
 def test_in_full_with_models_of_their_own(llama: Path, tmp_path: Path) -> None:
     settings = {"adapter": "full/default", "total_episodes": 16, "learning_rate": 1e-3}
     record = run_ppo(llama, tmp_path / "run", length, **settings)

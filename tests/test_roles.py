@@ -15,8 +15,8 @@ from ptft_hf import models
 from ptft_hf.errors import CheckpointError, ModelError
 from ptft_hf.recipes import PeftRecipe, load_adapter
 from ptft_hf.rlhf import roles, rollouts
-from tests.ppo_runs import make_language_model
-from tests.test_ppo import reward_folder, sft_adapter
+from tests.ppo_runs import length, make_language_model
+from tests.test_ppo import LORA, StandAlone, make_run, reward_folder, sft_adapter
 
 MADE = rollouts.collate([[5, 6, 7], [8, 9]], [[10, 11, 12], [13]], frozenset({2}), 0)
 
@@ -164,3 +164,30 @@ def test_a_reward_adapter_that_is_pickled_or_broken_is_refused(llama: Path, tmp_
     (folder / "adapter_config.json").write_text('{"peft_type": ')
     with pytest.raises(CheckpointError, match=r"adapter_config.json: not readable as JSON"):
         roles.is_reward_adapter(folder, str(llama), "LORA")
+
+
+def test_several_rewards_and_the_judge_are_adapters_on_the_one_base(llama: Path, tmp_path: Path) -> None:
+    folders = [reward_folder(llama, tmp_path / f"reward{seed}", seed) for seed in (3, 4, 5)]
+    given = [str(folders[0]), f"-0.5*{folders[1]}"]
+    run = make_run(llama, tmp_path / "run", given, judge=str(folders[2]), adapter=LORA)
+    assert list(run.roles.scorers) == folders
+    assert {id(role.model) for role in run.roles.all} == {id(run.roles.policy.model)}
+    batch, _ = run.answer(run.next_prompts(), run.uniforms(run.batch))
+    assert run.ready.judge is not None
+    found = [*run.ready.reward.parts(batch).values(), *run.ready.judge.parts(batch).values()]
+    for folder, scores in zip(folders, found, strict=True):
+        assert scores == pytest.approx(StandAlone(llama, folder)(batch), rel=1e-5, abs=1e-6)
+    assert run.ready.reward(batch) == pytest.approx([a - 0.5 * b for a, b in zip(*found[:2], strict=True)])
+    # The critic starts from the first reward, and the judge's weights are nobody's start.
+    critic, first = run.roles.critic, run.roles.scorers[folders[0]]
+    assert critic.head is not None and first.head is not None
+    assert torch.equal(critic.head.weight, first.head.weight)
+    before = {name: value.clone() for name, value in run.roles.policy.model.state_dict().items() if "reward_" in name}
+    assert {name.split("reward_")[1][0] for name in before} == {"1", "2", "3"}
+    run.learn()
+    after = run.roles.policy.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    # A judge alone gives the critic no start.
+    alone = make_run(llama, tmp_path / "alone", length, judge=str(folders[2]), adapter=LORA)
+    assert list(alone.roles.scorers) == folders[2:]
+    assert alone.roles.critic.head is not None and not alone.roles.critic.head.weight.any()
