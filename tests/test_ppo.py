@@ -239,9 +239,8 @@ def frozen(run: ppo.Run) -> dict[str, torch.Tensor]:
     """Everything on the base but what policy and critic train."""
     own = {id(p) for part in run.trained.values() for p in part.values()}
     state = {n: p.detach().clone() for n, p in run.roles.policy.model.named_parameters() if id(p) not in own}
-    if run.roles.reward is not None and run.roles.reward.head is not None:
-        state["reward head"] = run.roles.reward.head.weight.detach().clone()
-    return state
+    heads = [role.head for role in run.roles.scorers.values() if role.head is not None]
+    return state | {f"head {number}": head.weight.detach().clone() for number, head in enumerate(heads)}
 
 
 def sft_adapter(base: Path, folder: Path) -> Path:
@@ -263,8 +262,8 @@ def test_base_reference_and_reward_are_bit_equal_to_before(llama: Path, tmp_path
     sft, reward = sft_adapter(llama, tmp_path / "sft"), reward_folder(llama, tmp_path / "reward")
     run = make_run(sft, tmp_path / "run", str(reward), adapter=None)
     before, policy = frozen(run), {n: p.detach().clone() for n, p in run.trained["policy"].items()}
-    kinds = {kind for kind in ("base_layer", ".reference.", ".reward.") for name in before if kind in name}
-    assert kinds == {"base_layer", ".reference.", ".reward."}
+    kinds = {kind for kind in ("base_layer", ".reference.", ".reward_1.") for name in before if kind in name}
+    assert kinds == {"base_layer", ".reference.", ".reward_1."}
     run.learn()
     after = frozen(run)
     assert before.keys() == after.keys()

@@ -56,9 +56,9 @@ class Runs:
 
     def run(self, name: str, *arguments: str, **options: Any) -> list[dict[str, float]]:
         done = self.start(name, *arguments, **options)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.returncode == 0, done.stderr[-9000:]
         record = json.loads((self.folder / name / "run.json").read_text("utf-8"))
-        assert record["forecast"]["peak_memory_mb"] > 0, done.stderr[-3000:]
+        assert record["forecast"]["peak_memory_mb"] > 0, done.stderr[-9000:]
         assert ("resuming from checkpoint-" in done.stdout + done.stderr) == ("--resume" in arguments)
         return metrics(self.folder / name)
 
