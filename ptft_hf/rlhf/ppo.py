@@ -93,7 +93,7 @@ def train_ppo(
     """
     # 1. What was asked, and whether the output folder may be written to.
     plan = make_plan(policy, reward, task, adapter, judge, seed, settings)
-    folder, deepspeed = Path(output_dir), zero.settings()
+    folder, fsdp, deepspeed = Path(output_dir), sharding.settings(), zero.settings()
     finished = training.check_output(folder, resume, overwrite)
     if overwrite:
         training.check_sources(folder, [policy, *reward_names.sources([*plan.reward, plan.judge])])
@@ -103,7 +103,7 @@ def train_ppo(
 
     # 2. What it needs: prompts, one base with an adapter for each part (or models of their own), rewards.
     ready = prepare(plan, data)
-    run = Run(plan, ready, folder, sharding.settings(), deepspeed)
+    run = Run(plan, ready, folder, fsdp, deepspeed)
     written = identity(run)
     start = records.find_start(folder, written, run.is_main) if resume else None
     forecast = forecasting.before_run(run) if run.is_main else None

@@ -23,9 +23,9 @@ from ptft_hf.rlhf.processes import Processes
 OURS = {
     "optimizer": "PPO has one, with a learning rate for the policy and one for the critic",
     "scheduler": "--set lr_scheduler_type=... is PPO's",
-    "train_batch_size": "--set batch_size=... is PPO's",
+    "train_batch_size": "it follows from per_device_train_batch_size and gradient_accumulation_steps, both by --set",
     "train_micro_batch_size_per_gpu": "--set per_device_train_batch_size=... is PPO's",
-    "gradient_accumulation_steps": "it follows from --set per_device_train_batch_size=...",
+    "gradient_accumulation_steps": "--set gradient_accumulation_steps=... is PPO's",
     "gradient_clipping": "--set max_grad_norm=... clips policy and critic, each by itself",
     "fp16": "--set bf16=true is PPO's half precision",
     "bf16": "--set bf16=true is PPO's",
@@ -75,7 +75,7 @@ def _asks(key: str, value: Any) -> bool:
     """Whether a key of a configuration asks for something."""
     if isinstance(value, dict) and "enabled" in value:
         return bool(value["enabled"])
-    return value not in (None, 1 if key == "gradient_accumulation_steps" else None)
+    return value is not None and (key, value) != ("gradient_accumulation_steps", 1)
 
 
 def _without_auto(given: dict[str, Any]) -> dict[str, Any]:
@@ -146,20 +146,22 @@ class Zero:
     # ---- states, as those of an optimizer whose states are whole ----
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the optimizer without DeepSpeed; all processes send their parts."""
+        """That of the optimizer without DeepSpeed, on the CPU of the main process, to which the others send their
+        parts; theirs are without states."""
         states: dict[int, dict[str, Any]] = {}
-        groups = self.optimizer.state_dict()["param_groups"]
+        groups, first = self.optimizer.state_dict()["param_groups"], 0
         for group, saved, trained in zip(self.optimizer.param_groups, groups, self.trained, strict=True):
             (part,) = group["params"]
+            saved["params"] = list(range(first, first + len(trained)))
+            first += len(trained)
             whole = {key: self._whole(value, part) for key, value in self.optimizer.state[part].items()}
-            saved["params"] = list(range(len(states), len(states) + len(trained)))
+            if not self.processes.is_main:
+                continue
             sizes = [p.numel() for p in trained]
+            each = {k: torch.split(v[: sum(sizes)], sizes) if v.dim() else [v] * len(sizes) for k, v in whole.items()}
             for place, (number, parameter) in enumerate(zip(saved["params"], trained, strict=True)):
-                start = sum(sizes[:place])
-                states[number] = {
-                    key: value[start : start + sizes[place]].view_as(parameter).clone() if value.dim() else value
-                    for key, value in whole.items()
-                }
+                own = {key: values[place] for key, values in each.items()}
+                states[number] = {k: v.view_as(parameter).clone() if v.dim() else v for k, v in own.items()}
         return {"state": states, "param_groups": groups}
 
     def load_state_dict(self, given: dict[str, Any]) -> None:
@@ -174,15 +176,18 @@ class Zero:
             }
 
     def _whole(self, value: Tensor, part: Tensor) -> Tensor:
+        """Of all processes, one after the other, so that a device holds no more than a part besides its own."""
         if value.shape != part.shape:  # of a step count
-            return value
-        pieces = [torch.empty_like(value) for _ in range(self.processes.world)]
-        torch.distributed.all_gather(pieces, value)
-        return torch.cat(pieces)
+            return value.cpu()
+        pieces = []
+        for rank in range(self.processes.world):
+            piece = value.clone() if rank == self.processes.rank else torch.empty_like(value)
+            torch.distributed.broadcast(piece, rank)
+            pieces += [piece.cpu()] if self.processes.is_main else []
+        return torch.cat(pieces) if pieces else value
 
     def _part(self, values: list[Tensor], part: Tensor) -> Tensor:
-        flat = part.new_zeros(part.numel() * self.processes.world)  # a last part may be longer than what is left
         whole = torch.cat([value.reshape(-1) for value in values])
-        flat[: whole.numel()] = whole
-        own: Tensor = flat.chunk(self.processes.world)[self.processes.rank]
-        return own.clone()
+        filled = nn.functional.pad(whole, (0, part.numel() * self.processes.world - whole.numel()))
+        own: Tensor = filled.chunk(self.processes.world)[self.processes.rank]
+        return own.to(part.device, copy=True)
