@@ -10,7 +10,7 @@ import datasets
 import pytest
 import torch
 
-from ptft_hf.errors import DataError, OutputError, RecipeError
+from ptft_hf.errors import DataError, ModelError, OutputError, RecipeError
 from ptft_hf.rlhf import evaluating, rollouts
 from ptft_hf.rlhf.evaluating import evaluate_policy
 from ptft_hf.rlhf.rewards import Answered
@@ -19,6 +19,7 @@ from tests.ppo_runs import (
     LEARN,
     characters,
     length,
+    make_classifier,
     make_language_model,
     prompts,
     recipe,
@@ -207,6 +208,24 @@ def test_what_is_of_answers_is_refused_without_another_policy(ptft: Ptft, tmp_pa
     assert all(f"{name}: has no effect without --against" in unused.err for name in given)
     one = ptft("evaluate", tmp_path, "--seed", 42)  # as by default, and yet given
     assert (one.code, one.err) == (2, "error: --seed: has no effect without --against\n")
+
+
+def test_what_cannot_be_compared_is_refused_before_the_first_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(*_: Any, **__: Any) -> None:
+        raise AssertionError("answers are written")
+
+    base, classifier = make_language_model("llama", tmp_path / "base"), make_classifier(tmp_path / "classifier")
+    monkeypatch.setattr(rollouts, "generate", answer)
+    with pytest.raises(RecipeError, match=r"^--judge .*: say which label is the reward"):
+        compared(base, base, judge=classifier)
+    with pytest.raises(ModelError, match="no-such-folder"):
+        compared(base, tmp_path / "no-such-folder")
+    with pytest.raises(RecipeError) as caught:
+        compared(base, tmp_path / "no-such-folder", judge="tests.ppo_runs:nobody")
+    assert "no-such-folder" in caught.value.problems[0]
+    assert caught.value.problems[1].startswith("--judge tests.ppo_runs:nobody: cannot be imported")
 
 
 def test_faults_are_told(tmp_path: Path) -> None:

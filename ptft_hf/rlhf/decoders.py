@@ -30,7 +30,6 @@ def load_decoder(reference: str, dtype: str, options: Mapping[str, Any]) -> tupl
         CheckpointError: The folder of a run is damaged, or needs code that is not trusted.
     """
     folder, computes_in = Path(reference), models.as_dtype(dtype)
-    reader: tuple[str, Mapping[str, Any]] = (reference, models.options_of(reference, options))
     if (folder / "run.json").is_file():
         model = of_run(folder, trusted=options.get("trust_remote_code"))[0]
     elif recipes.saved_adapter_kind(reference) is not None:
@@ -38,17 +37,35 @@ def load_decoder(reference: str, dtype: str, options: Mapping[str, Any]) -> tupl
         base = str(config.get("base_model_name_or_path"))
         with models.reading(reference):
             model = adapters.load(_checkpoint(base, options), folder)
-        if not (folder / "tokenizer_config.json").is_file():
-            reader = (base, options)
     else:
         model = _checkpoint(reference, options)
-        reader = (reference, options)
-    tokenizer = models.load_tokenizer(reader[0], **reader[1])
+    tokenizer = _tokenizer(reference, options)
     if models.plain_model(model).config.is_encoder_decoder or tokenizer.eos_token_id is None:
         raise ModelError(f"{reference}: a decoder with an end token is needed, which goes on from a prompt")
     models.ensure_padding(models.plain_model(model), tokenizer)
     model = models.in_dtype(model, computes_in)
     return (model.to("cuda") if torch.cuda.is_available() else model).eval(), tokenizer
+
+
+def check_decoder(reference: str, options: Mapping[str, Any]) -> None:
+    """Refuse, of what :func:`load_decoder` refuses, what can be told without the weights.
+
+    Raises:
+        ModelError: There is no such model, or it does not write.
+        CheckpointError: The folder of a run is damaged, or needs code that is not trusted.
+    """
+    if (Path(reference) / "run.json").is_file():
+        _run_that_writes(Path(reference), options.get("trust_remote_code"))
+    _tokenizer(reference, options)
+
+
+def _tokenizer(reference: str, options: Mapping[str, Any]) -> Any:
+    """A model's, or its adapter's; of an adapter without one its base's."""
+    folder, place = Path(reference), reference
+    bare = recipes.saved_adapter_kind(reference) is not None and not (folder / "tokenizer_config.json").is_file()
+    if bare and not (folder / "run.json").is_file():
+        place = str(checkpoints.read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
+    return models.load_tokenizer(place, **models.options_of(place, options))
 
 
 def _checkpoint(reference: str, options: Mapping[str, Any]) -> Any:
@@ -66,16 +83,21 @@ def of_run(folder: Path, base: str | None = None, trusted: Any = False) -> tuple
         ModelError: It is no decoder, or cannot be loaded.
         CheckpointError: The folder is damaged, or needs code that is not trusted.
     """
-    if problems := checkpoints.damage(folder):
-        raise CheckpointError(*problems)
-    run = checkpoints.read_json(folder / "run.json")
-    checkpoints.check_code(folder, run, trusted)
+    run = _run_that_writes(folder, trusted)
     facts = run["model"]
-    if facts.get("auto_class", CAUSAL) != CAUSAL:  # runs of PPO do not name it
-        raise ModelError(f"{folder}: was trained for {run['task']['name']}, and does not go on from a prompt")
     options = {"dtype": facts["dtype"], **facts["options"]}  # which the base's fingerprint is of
     as_trained = {**run, "model": {**facts, "options": options}}
     model = inference.load_weights(folder, as_trained, base, WRITES, True)
     if base is not None:
         as_trained["model"] = inference.relocated(as_trained["model"], base)
     return model, as_trained
+
+
+def _run_that_writes(folder: Path, trusted: Any) -> dict[str, Any]:
+    if problems := checkpoints.damage(folder):
+        raise CheckpointError(*problems)
+    run = checkpoints.read_json(folder / "run.json")
+    checkpoints.check_code(folder, run, trusted)
+    if run["model"].get("auto_class", CAUSAL) != CAUSAL:  # runs of PPO do not name it
+        raise ModelError(f"{folder}: was trained for {run['task']['name']}, and does not go on from a prompt")
+    return run

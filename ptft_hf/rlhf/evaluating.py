@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,11 @@ import torch
 
 from ptft_hf import checkpoints, metrics, models, records, report, training
 from ptft_hf.comparing.statistics import mean_interval
-from ptft_hf.errors import DataError, RecipeError
+from ptft_hf.errors import DataError, PtftError, RecipeError
 from ptft_hf.recipes.ppo import load_ppo
 from ptft_hf.recipes.prompts import PPOConfig, PromptsRecipe
 from ptft_hf.rlhf import rewards, rollouts
-from ptft_hf.rlhf.decoders import load_decoder
+from ptft_hf.rlhf.decoders import check_decoder, load_decoder
 from ptft_hf.rlhf.preparing import end_tokens, longest_prompt, uses_bf16
 from ptft_hf.rlhf.processes import run_as
 from ptft_hf.rlhf.rewards import Answered
@@ -91,6 +92,7 @@ def evaluate_policy(
     if source is None:
         raise DataError(f"{recipe.name}: names no data; add data: to the recipe, or pass data in Python")
     splits = Prompts(recipe).load_splits(source, seed)
+    _check_before_answers([str(policy), str(against)], judge, recipe)
     started = time.perf_counter()
     one = _side(str(policy), recipe, config, splits.test, prompts, seed)
     gc.collect()
@@ -130,6 +132,26 @@ def evaluate_policy(
         checkpoints.write_text(folder / "run.json", json.dumps(record, indent=1))
     report.say(summary(record))
     return record
+
+
+def _check_before_answers(policies: Sequence[str], judge: Any, recipe: PromptsRecipe) -> None:
+    """Have either policy, and the judge, refused before the first one writes for minutes.
+
+    Raises:
+        PtftError: What is wrong with one of them; a :class:`RecipeError` with all that is, if it is more.
+    """
+    checks = [partial(check_decoder, reference, recipe.model_options) for reference in dict.fromkeys(policies)]
+    checks += [partial(rewards.check_named, str(judge), "--judge")] if isinstance(judge, str | Path) else []
+    refused: list[PtftError] = []
+    for check in checks:
+        try:
+            check()
+        except PtftError as error:
+            refused.append(error)
+    if len(refused) > 1:
+        raise RecipeError(*(problem for error in refused for problem in error.problems))
+    if refused:
+        raise refused[0]
 
 
 def figures(

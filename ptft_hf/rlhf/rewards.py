@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from ptft_hf import checkpoints, inference, models, recipes, tasks
+from ptft_hf import card, checkpoints, inference, models, recipes, tasks
 from ptft_hf.errors import ModelError, RecipeError, did_you_mean
 from ptft_hf.rlhf import rollouts
 from ptft_hf.rlhf.reward_names import Function, Spec, import_function, names_function, parse
@@ -145,9 +145,10 @@ def form_of(folder: Path) -> Form | None:
     if not (folder / "run.json").is_file():
         return None
     run = checkpoints.read_json(folder / "run.json")
-    task = tasks.build(recipes.task_from_dict(run["task"]))
-    if not isinstance(task, Preference):
+    if run["task"]["family"] != "preference" or card.is_policy(run):
         return None
+    task = tasks.build(recipes.task_from_dict(run["task"]))
+    assert isinstance(task, Preference)
     task.restore(run["task_state"])
     return Form(task, models.load_tokenizer(str(folder)), run["model"]["max_length"])
 
