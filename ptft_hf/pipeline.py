@@ -1,8 +1,8 @@
 """From a checkpoint to a policy in stages, each a folder with its ``run.json``: :func:`run_pipeline`.
 
 A stage is known by its inputs: its recipes, the data's fingerprints, the files of models and rewards that are
-folders, and the ``run.json`` of the stages that it builds on. One that has finished with the same inputs is passed
-over, one that was stopped goes on, one whose inputs have changed is run anew, and with it all that follow.
+folders or functions, and the ``run.json`` of the stages that it builds on. One that has finished with the same inputs
+is passed over, one that was stopped goes on, one whose inputs have changed is run anew, and with it all that follow.
 """
 
 from __future__ import annotations
@@ -241,8 +241,7 @@ class Stages:
             "settings": config.model_dump(mode="json"),
             "reward": stage.reward,
             "judge": stage.judge,
-            "contents": self.contents(self.recipe.model)
-            | checkpoints.contents(reward_names.sources([*stage.reward, stage.judge])),
+            "contents": self.contents(self.recipe.model) | reward_names.contents([*stage.reward, stage.judge]),
             "data": {split: data.fingerprint(getattr(splits, split)) for split in ("train", "validation")},
             "before": self.before("sft", "reward"),
         }
@@ -271,7 +270,7 @@ class Stages:
             "task": _said(task),
             "settings": config.model_dump(mode="json"),
             "judge": stage.judge,
-            "contents": checkpoints.contents(reward_names.sources([stage.judge])),
+            "contents": reward_names.contents([stage.judge]),
             "data": data.fingerprint(splits.test),
             "prompts": stage.prompts,
             "before": self.before("sft", "ppo"),

@@ -102,10 +102,13 @@ def test_all_stages_run_once_and_what_has_changed_runs_again(
     assert {name for name in found if last[name] != after[name]} == {"reward", "ppo", "evaluation"}
 
 
-def test_what_lies_in_the_same_place_may_have_changed(tmp_path: Path) -> None:
+def test_what_lies_in_the_same_place_may_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values, output = files(tmp_path), tmp_path / "out"
     del values["sft"], values["reward"]
-    values["ppo"]["reward"] = ["tests.test_pipeline:judge"]
+    function = tmp_path / "reward_of_this_test.py"
+    function.write_text("def score(prompts, answers):\n    return [len(a) for a in answers]\n", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    values["ppo"]["reward"] = ["reward_of_this_test:score"]
     values["evaluation"]["judge"] = "classifier#LABEL_1"
     test = Path(shutil.copy(tmp_path / "prompts.jsonl", tmp_path / "test.jsonl"))
     recipe = json.loads((tmp_path / "prompts.yaml").read_text("utf-8"))
@@ -122,6 +125,7 @@ def test_what_lies_in_the_same_place_may_have_changed(tmp_path: Path) -> None:
         (lambda: test.write_text(test.read_text("utf-8").replace("sea", "sky"), "utf-8"), {"evaluation"}),
         (lambda: change_weights(tmp_path / "classifier"), {"evaluation"}),
         (lambda: change_weights(tmp_path / "base"), {"ppo", "evaluation"}),
+        (lambda: function.write_text(function.read_text("utf-8") + "# the same\n", "utf-8"), {"ppo", "evaluation"}),
     ):
         change()
         after = times()

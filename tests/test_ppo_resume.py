@@ -50,6 +50,22 @@ def test_another_policy_reward_or_judge_of_the_same_name_is_refused(
     assert run_ppo(sft, run, f"0.5*{reward}", resume=True, **options)["training"]["updates"] == 1
 
 
+def test_another_function_of_the_same_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, run = make_language_model("llama", tmp_path / "base"), tmp_path / "run"
+    file = tmp_path / "reward_to_resume.py"
+    file.write_text("def score(prompts, answers):\n    return [len(a) for a in answers]\n", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    stopped(monkeypatch, base, run, "reward_to_resume:score", total_episodes=8)
+    kept = file.read_text("utf-8")
+    file.write_text(kept.replace("len(a)", "-len(a)"), "utf-8")
+    with pytest.raises(OutputError, match=r"contents\.reward_to_resume:score: 'sha256:") as caught:
+        run_ppo(base, run, "reward_to_resume:score", resume=True, total_episodes=8)
+    assert len(caught.value.problems) == 1
+    file.write_text(kept, "utf-8")
+    done = run_ppo(base, run, "reward_to_resume:score", resume=True, total_episodes=8)
+    assert done["training"]["updates"] == 1
+
+
 def test_a_reward_or_judge_is_not_replaced_by_the_run_that_follows_it(tmp_path: Path) -> None:
     from tests.test_by_trl import checkpoint, run
 

@@ -37,9 +37,9 @@ def identity(run: Any) -> dict[str, Any]:
 
 
 def contents(policy: Any, given: Iterable[Any], *built: rewards.WeightedSum | None) -> dict[str, str]:
-    """What stands behind the names of a policy and of rewards, as they were given and built: files of folders, and
-    weights from the Hub."""
-    found = checkpoints.contents([policy, *reward_names.sources(given)])
+    """What stands behind the names of a policy and of rewards, as they were given and built: files of folders and of
+    functions, and weights from the Hub."""
+    found = reward_names.contents(given, policy)
     for reward in [one for some in built if some for one in some.rewards]:
         source = reward.name.partition("#")[0]
         if isinstance(reward, rewards.ClassifierReward) and reward.fingerprint and source not in found:
