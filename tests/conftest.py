@@ -39,6 +39,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     return folder
 
 
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``language_model("gpt2")`` is the folder of a tiny random causal LM; made once a module."""
+    from tests.ppo_runs import make_language_model
+
+    root = tmp_path_factory.mktemp("language-models")
+
+    def folder(name: str) -> Path:
+        return root / name if (root / name).exists() else make_language_model(name, root / name)
+
+    return folder
+
+
+@pytest.fixture
+def llama(language_model: Callable[[str], Path]) -> Path:
+    return language_model("llama")
+
+
 def rows(count: int, seed: int = 0, labels: tuple[str, ...] = ("neg", "pos")) -> list[dict[str, Any]]:
     """Sentences of unequal length whose label is told by one word."""
     import random

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import peft
 import torch
+import transformers
 
+from ptft_hf import models
 from ptft_hf.recipes.prompts import PromptsRecipe
-from ptft_hf.rlhf.ppo import train_ppo
+from ptft_hf.rlhf import ppo
+from ptft_hf.rlhf.preparing import make_plan, prepare
 from tests.tiny import SIZES, SPECIAL, make_tokenizer
 
+LORA = "lora/r8_attention"
 QUICK: dict[str, Any] = {
     "per_device_train_batch_size": 4,
     "num_mini_batches": 2,
@@ -52,8 +57,6 @@ TEXTS = (
 
 def make_language_model(name: str, folder: Path, **overrides: Any) -> Path:
     """A random causal LM. Its weights are large enough that a policy can make any token likely."""
-    import transformers
-
     ids = {f"{key}_token_id": SPECIAL[key] for key in ("pad", "bos", "eos")}
     positions = "n_positions" if name == "gpt2" else "max_position_embeddings"
     tokenizer = make_tokenizer("bert")
@@ -70,13 +73,42 @@ def make_language_model(name: str, folder: Path, **overrides: Any) -> Path:
 
 def make_classifier(folder: Path) -> Path:
     """A random classifier with two labels, ``LABEL_0`` and ``LABEL_1``."""
-    import transformers
-
     tokenizer = make_tokenizer("bert")
     config = transformers.AutoConfig.for_model("bert", vocab_size=len(tokenizer), **SIZES["bert"])
     model: Any = transformers.AutoModelForSequenceClassification
     model.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def reward_folder(base: Path, folder: Path, seed: int = 3) -> Path:
+    """A reward model that is a LoRA with a head, as PEFT saves it."""
+    torch.manual_seed(seed)
+    with models.quiet():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+        config = peft.LoraConfig(
+            "SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["score"]
+        )
+        wrapped = peft.get_peft_model(model, config)
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        wrapped.save_pretrained(folder)
+    return folder
+
+
+def sft_adapter(base: Path, folder: Path) -> Path:
+    """A LoRA of a causal LM, as plain PEFT saves it."""
+    torch.manual_seed(4)
+    with models.quiet():
+        model = transformers.AutoModelForCausalLM.from_pretrained(base)
+        wrapped = peft.get_peft_model(
+            model, peft.LoraConfig("CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+        )
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        wrapped.save_pretrained(folder)
     return folder
 
 
@@ -139,9 +171,26 @@ def run_ppo(policy: Path, folder: Path, reward: Any = share_of_good, **given: An
     names = ("adapter", "judge", "data", "seed", "resume", "overwrite", "task")
     arguments = {name: given.pop(name) for name in names if name in given}
     arguments = {"task": recipe(), "data": prompts(), "seed": 1, **arguments}
-    return train_ppo(
+    return ppo.train_ppo(
         policy=policy, reward=reward, output_dir=folder, settings={**QUICK, **given}, **arguments
     )
+
+
+def make_run(
+    policy: Path, folder: Path, reward: Any = share_of_good, adapter: Any = LORA, judge: Any = None, **settings: Any
+) -> ppo.Run:
+    """A run before its first update."""
+    plan = make_plan(policy, reward, recipe(), adapter, judge, 1, {**QUICK, **settings})
+    folder.mkdir(parents=True, exist_ok=True)
+    return ppo.Run(plan, prepare(plan, prompts()), folder)
+
+
+def frozen(run: ppo.Run) -> dict[str, torch.Tensor]:
+    """Everything on the base but what policy and critic train."""
+    own = {id(p) for part in run.trained.values() for p in part.values()}
+    state = {n: p.detach().clone() for n, p in run.roles.policy.model.named_parameters() if id(p) not in own}
+    heads = [role.head for role in run.roles.scorers.values() if role.head is not None]
+    return state | {f"head {number}": head.weight.detach().clone() for number, head in enumerate(heads)}
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

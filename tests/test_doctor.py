@@ -15,7 +15,7 @@ import transformers
 from ptft_hf.errors import ModelError
 from ptft_hf.recipes.prompts import FINDINGS, PPOConfig
 from ptft_hf.rlhf import doctor
-from tests.ppo_runs import by_prompt, characters, make_language_model, metrics, run_ppo, share_of_good
+from tests.ppo_runs import LORA, by_prompt, characters, metrics, run_ppo, share_of_good
 
 HEALTHY = {
     "objective/kl": 1.0,
@@ -141,12 +141,6 @@ def test_reward_hacking_of_noisy_judges(updates: int, judge_rise: float, least: 
 # ---- runs that go wrong on purpose, and healthy ones ----
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_language_model("llama", tmp_path_factory.mktemp("doctor") / "llama")
-
-
-ADAPTER = "lora/r8_attention"
 FAR = {"response_length": 24, "learning_rate": 5e-3, "num_ppo_epochs": 4, "kl_coef": 1e-3}
 
 
@@ -173,7 +167,7 @@ def ending(base: Path, folder: Path, times: float) -> Path:
 
 
 def found(llama: Path, folder: Path, reward: Any = share_of_good, **settings: Any) -> set[str]:
-    record = run_ppo(llama, folder, reward, adapter=ADAPTER, **{"total_episodes": 8 * 16, **settings})
+    record = run_ppo(llama, folder, reward, adapter=LORA, **{"total_episodes": 8 * 16, **settings})
     return {finding["name"] for finding in record["findings"]}
 
 

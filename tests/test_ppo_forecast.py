@@ -13,8 +13,18 @@ from ptft_hf.errors import ModelError, RecipeError
 from ptft_hf.planning import Forecast, machine, memory
 from ptft_hf.rlhf import forecasting
 from tests.commands import Ptft, ptft  # noqa: F401
-from tests.ppo_runs import QUICK, length, make_language_model, metrics, prompts, recipe, run_ppo, task_file
-from tests.test_ppo import LORA, language_model, llama, reward_folder  # noqa: F401
+from tests.ppo_runs import (
+    LORA,
+    QUICK,
+    length,
+    make_language_model,
+    metrics,
+    prompts,
+    recipe,
+    reward_folder,
+    run_ppo,
+    task_file,
+)
 from tests.tiny import make_checkpoint
 
 # ruff: noqa: F811 - fixtures are imported, and then named as parameters

@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 
 from ptft_hf.errors import ModelError, RecipeError
 from ptft_hf.rlhf import sharding, zero
-from tests.ppo_runs import QUICK, make_language_model, metrics, task_file
-from tests.test_ppo import reward_folder
+from tests.ppo_runs import QUICK, make_language_model, metrics, reward_folder, task_file
 
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}

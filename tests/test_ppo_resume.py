@@ -11,8 +11,15 @@ import pytest
 
 from ptft_hf import checkpoints
 from ptft_hf.errors import OutputError
-from tests.ppo_runs import change_weights, make_classifier, make_language_model, run_ppo, share_of_good
-from tests.test_ppo import reward_folder, sft_adapter
+from tests.ppo_runs import (
+    change_weights,
+    make_classifier,
+    make_language_model,
+    reward_folder,
+    run_ppo,
+    sft_adapter,
+    share_of_good,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 REVISION = "0" * 40

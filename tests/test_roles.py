@@ -15,15 +15,10 @@ from ptft_hf import models
 from ptft_hf.errors import CheckpointError, ModelError
 from ptft_hf.recipes import PeftRecipe, load_adapter
 from ptft_hf.rlhf import roles, rollouts
-from tests.ppo_runs import length, make_language_model
-from tests.test_ppo import LORA, StandAlone, make_run, reward_folder, sft_adapter
+from tests.ppo_runs import LORA, length, make_run, reward_folder, sft_adapter
+from tests.test_ppo_one_base import StandAlone
 
 MADE = rollouts.collate([[5, 6, 7], [8, 9]], [[10, 11, 12], [13]], frozenset({2}), 0)
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_language_model("llama", tmp_path_factory.mktemp("roles") / "llama")
 
 
 def load(folder: Path) -> Any:

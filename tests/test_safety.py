@@ -23,9 +23,8 @@ from ptft_hf.rlhf import rewards
 from ptft_hf.rlhf.decoders import load_decoder
 from tests.commands import Ptft, ptft  # noqa: F401
 from tests.finished import Finished, lora  # noqa: F401
-from tests.ppo_runs import make_language_model, run_ppo
+from tests.ppo_runs import make_language_model, run_ppo, sft_adapter
 from tests.runs import short_run
-from tests.test_ppo import sft_adapter
 from tests.tiny import make_checkpoint
 
 # PEFT asks a transformers model for an attribute that was renamed.

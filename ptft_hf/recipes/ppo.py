@@ -101,6 +101,9 @@ def _method_faults(recipe: PeftRecipe, further: bool) -> Iterator[str]:
     if isinstance(begun, str) and begun != "gaussian" and not further:  # a saved adapter is begun
         what = "changes the base, which all parts of PPO share"
         yield f"{recipe.name}: init_lora_weights: {begun!r} {what}; leave it out"
+    if (bias := recipe.config.get("bias", "none")) != "none":
+        what = "trains weights of the base, which all parts of PPO share"
+        yield f"{recipe.name}: bias: {bias!r} {what}; leave it out"
 
 
 def _options(pairs: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
