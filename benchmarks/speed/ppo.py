@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, help="some of the contestants")
     parser.add_argument("--output", type=Path, default=HERE / "ppo.json")
     for hidden in ("--one", "--dtype"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -162,7 +163,8 @@ def main() -> None:
     args = parser.parse_args()
     if steps.ran_one(args, CONTESTANTS):
         return
-    names = [name for name in CONTESTANTS if args.trl_python or not name.startswith("trl")]
+    chosen = args.only or CONTESTANTS
+    names = [name for name in chosen if args.trl_python or not name.startswith("trl")]
     result: dict[str, Any] = {"threads": torch.get_num_threads(), "updates": args.updates, "runs": {}}
     with tempfile.TemporaryDirectory() as place:
         # In a process of its own: those that are started from this one inherit its peak.
