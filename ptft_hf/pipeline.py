@@ -24,7 +24,7 @@ from ptft_hf.errors import DataError, OutputError, PtftError, RecipeError
 from ptft_hf.recipes.pipeline import PipelineRecipe, load_pipeline
 from ptft_hf.recipes.pipeline_stages import FeedbackStage, Stage
 from ptft_hf.recipes.ppo import load_ppo
-from ptft_hf.rlhf import reward_names, rewards
+from ptft_hf.rlhf import rewards
 from ptft_hf.rlhf.evaluating import evaluate_policy
 from ptft_hf.rlhf.ppo import train_ppo
 from ptft_hf.rlhf.reward import train_reward
@@ -241,7 +241,7 @@ class Stages:
             "settings": config.model_dump(mode="json"),
             "reward": stage.reward,
             "judge": stage.judge,
-            "contents": self.contents(self.recipe.model) | reward_names.contents([*stage.reward, stage.judge]),
+            "contents": self.contents(self.recipe.model) | rewards.contents([*stage.reward, stage.judge]),
             "data": {split: data.fingerprint(getattr(splits, split)) for split in ("train", "validation")},
             "before": self.before("sft", "reward"),
         }
@@ -270,7 +270,7 @@ class Stages:
             "task": _said(task),
             "settings": config.model_dump(mode="json"),
             "judge": stage.judge,
-            "contents": reward_names.contents([stage.judge]),
+            "contents": rewards.contents([stage.judge]),
             "data": data.fingerprint(splits.test),
             "prompts": stage.prompts,
             "before": self.before("sft", "ppo"),

@@ -13,7 +13,7 @@ from ptft_hf import records as run_records
 from ptft_hf.allocator import let_go
 from ptft_hf.errors import OutputError
 from ptft_hf.planning import Forecast
-from ptft_hf.rlhf import reporting, reward_names, rewards, saving
+from ptft_hf.rlhf import reporting, rewards, saving
 from ptft_hf.rlhf.preparing import learning_rates
 
 
@@ -39,7 +39,7 @@ def identity(run: Any) -> dict[str, Any]:
 def contents(policy: Any, given: Iterable[Any], *built: rewards.WeightedSum | None) -> dict[str, str]:
     """What stands behind the names of a policy and of rewards, as they were given and built: files of folders and of
     functions, and weights from the Hub."""
-    found = reward_names.contents(given, policy)
+    found = rewards.contents(given, policy)
     for reward in [one for some in built if some for one in some.rewards]:
         source = reward.name.partition("#")[0]
         if isinstance(reward, rewards.ClassifierReward) and reward.fingerprint and source not in found:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptft_hf import checkpoints
 from ptft_hf.errors import RecipeError
 from ptft_hf.recipes.models import IMPORT_PATH
 
@@ -72,24 +71,6 @@ def sources(given: Iterable[Any]) -> list[str]:
         RecipeError: As :func:`parse`.
     """
     return [parse(str(one)).source for one in given if isinstance(one, str | Path)]
-
-
-def contents(given: Iterable[Any], *others: str | Path) -> dict[str, str]:
-    """As :func:`ptft_hf.checkpoints.contents`, of what rewards are from, and of ``others``; and of functions the file
-    that they stand in.
-
-    Raises:
-        RecipeError: As :func:`parse`, or a function cannot be imported.
-        CheckpointError: A file cannot be read.
-    """
-    named = sources(given)
-    found = checkpoints.contents([*others, *named])
-    for source in filter(names_function, named):
-        import_function(source, "--reward")
-        file = getattr(sys.modules[source.partition(":")[0]], "__file__", None)
-        if file is not None:
-            found[source] = f"sha256:{checkpoints.sha256(Path(file))}"
-    return found
 
 
 def names_function(source: str) -> bool:

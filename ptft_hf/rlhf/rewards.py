@@ -5,6 +5,7 @@ How they are written :mod:`ptft_hf.rlhf.reward_names` says.
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from ptft_hf import card, checkpoints, inference, models, recipes, tasks
 from ptft_hf.errors import ModelError, RecipeError, did_you_mean
 from ptft_hf.rlhf import rollouts
-from ptft_hf.rlhf.reward_names import Function, Spec, import_function, names_function, parse
+from ptft_hf.rlhf.reward_names import Function, Spec, import_function, names_function, parse, sources
 from ptft_hf.rlhf.roles import Role
 from ptft_hf.rlhf.rollouts import Rollouts
 from ptft_hf.tasks.preference import Preference
@@ -262,6 +263,24 @@ def build(
         if names.count(reward.name) > 1:
             reward.name = f"{reward.name} ({i + 1})"
     return WeightedSum(rewards, weights)
+
+
+def contents(given: Iterable[Any], *others: str | Path) -> dict[str, str]:
+    """As :func:`ptft_hf.checkpoints.contents`, of what rewards are from, and of ``others``; and of functions the file
+    that they stand in.
+
+    Raises:
+        RecipeError: As :func:`ptft_hf.rlhf.reward_names.parse`, or a function cannot be imported.
+        CheckpointError: A file cannot be read.
+    """
+    named = sources(given)
+    found = checkpoints.contents([*others, *named])
+    for source in filter(names_function, named):
+        import_function(source, "--reward")
+        file = getattr(sys.modules[source.partition(":")[0]], "__file__", None)
+        if file is not None and Path(file).is_file():
+            found[source] = f"sha256:{checkpoints.sha256(Path(file))}"
+    return found
 
 
 def check_named(text: str, prefix: str) -> None:
